@@ -1,0 +1,92 @@
+/**
+ * The underlay's UDP sockets, opened by main, read and written by a worker with recvmmsg and sendmmsg.
+ *
+ * SO_REUSEPORT lets several workers, or a successor, bind the same port; DF is always set outside (RFC 4459 3.1: the tunnel
+ * must not fragment), so a path that shrinks shows as EMSGSIZE. Sources: udp(7), ip(7), linux/udp.h.
+ */
+import { closeSync } from 'node:fs';
+import { release } from 'node:os';
+import { OFFLOADS } from './offloads.js';
+import { SetupError } from './setup-error.js';
+import { socketAddress } from './socket-address.js';
+import * as sys from './syscalls.js';
+
+const IPV6_PMTUDISC_DO = 2;
+const EADDRINUSE = -98;
+const EADDRNOTAVAIL = -99;
+const BUFFER_BYTES = 8 << 20;
+
+export interface UdpOptions {
+  /** Local address in network byte order, 4 or 16 bytes. */
+  readonly address: Uint8Array;
+  /** For messages. */
+  readonly text: string;
+  readonly port: number;
+  /** Wanted offloads (io/offloads.ts). */
+  readonly offloads: number;
+}
+
+export interface UdpSocket {
+  readonly fd: number;
+  readonly family: 4 | 6;
+  /** Those of the wanted offloads that this kernel has. */
+  readonly offloads: number;
+  /** Most datagrams one message may hold: 128 from Linux 6.9, 64 before, 1 without `segment`. */
+  readonly maxSegments: number;
+  /** Bytes the kernel really granted, as getsockopt tells (twice what was asked). */
+  readonly receiveBuffer: number;
+}
+
+/** Opens a bound, non-blocking socket. Throws a SetupError: port in use, address not of this host. */
+export function openUdp(options: UdpOptions): UdpSocket {
+  const v4 = options.address.length === 4;
+  const fd = sys.socket(v4 ? sys.AF_INET : sys.AF_INET6, sys.SOCK_DGRAM_NONBLOCK_CLOEXEC, 0);
+  if (fd < 0) throw new SetupError('NO_SOCKET', `cannot make a UDP socket: ${sys.errnoText(fd)}`);
+  const set = (level: number, name: number, value: number): boolean => sys.setsockopt(fd, level, name, value) >= 0;
+  set(sys.SOL_SOCKET, sys.SO_REUSEPORT, 1);
+  if (!v4) {
+    set(sys.SOL_IPV6, sys.IPV6_V6ONLY, 1);
+    set(sys.SOL_UDP, sys.UDP_NO_CHECK6_RX, 1);
+  }
+  const bound = sys.bind(fd, socketAddress(options.address, options.port));
+  if (bound < 0) {
+    closeSync(fd);
+    const where = `${v4 ? options.text : `[${options.text}]`}:${options.port}/udp`;
+    if (bound === EADDRINUSE)
+      throw new SetupError('PORT_IN_USE', `${where} is in use: stop its owner or choose another --port`);
+    if (bound === EADDRNOTAVAIL) {
+      throw new SetupError(
+        'NO_ADDRESS',
+        `${options.text} is not an address of this host: check --iface and --public-ip`,
+      );
+    }
+    throw new SetupError('NO_SOCKET', `cannot bind ${where}: ${sys.errnoText(bound)}`);
+  }
+  set(
+    v4 ? sys.SOL_IP : sys.SOL_IPV6,
+    v4 ? sys.IP_MTU_DISCOVER : sys.IPV6_MTU_DISCOVER,
+    v4 ? sys.IP_PMTUDISC_DO : IPV6_PMTUDISC_DO,
+  );
+  set(v4 ? sys.SOL_IP : sys.SOL_IPV6, v4 ? sys.IP_RECVTOS : sys.IPV6_RECVTCLASS, 1);
+  set(sys.SOL_SOCKET, sys.SO_RXQ_OVFL, 1);
+  // The forced size needs CAP_NET_ADMIN; without it the host's limit decides.
+  if (!set(sys.SOL_SOCKET, sys.SO_RCVBUFFORCE, BUFFER_BYTES)) set(sys.SOL_SOCKET, sys.SO_RCVBUF, BUFFER_BYTES);
+  if (!set(sys.SOL_SOCKET, sys.SO_SNDBUFFORCE, BUFFER_BYTES)) set(sys.SOL_SOCKET, sys.SO_SNDBUF, BUFFER_BYTES);
+  let offloads = options.offloads;
+  if (offloads & OFFLOADS.gro && !set(sys.SOL_UDP, sys.UDP_GRO, 1)) offloads &= ~OFFLOADS.gro;
+  // Setting the option to 0 changes nothing, and fails where the kernel does not know it.
+  if (offloads & OFFLOADS.segment && !set(sys.SOL_UDP, sys.UDP_SEGMENT, 0)) offloads &= ~OFFLOADS.segment;
+  return {
+    fd,
+    family: v4 ? 4 : 6,
+    offloads,
+    maxSegments: offloads & OFFLOADS.segment ? kernelSegments() : 1,
+    receiveBuffer: sys.getsockopt(fd, sys.SOL_SOCKET, sys.SO_RCVBUF),
+  };
+}
+
+/** UDP_MAX_SEGMENTS of this kernel (linux/udp.h): 64, doubled in 6.9. A longer message would fail with EINVAL. */
+function kernelSegments(): number {
+  const [major, minor] = release().split('.').map(Number);
+  return major > 6 || (major === 6 && minor >= 9) ? 128 : 64;
+}
