@@ -1,0 +1,89 @@
+/**
+ * The words (i32) that control and workers share, and the epoch that tells control when a worker has let go of what it
+ * replaced.
+ *
+ * A worker, at the start of every turn, stores its next epoch and then loads the active table version. Control flips the
+ * version and then reads the epoch e: the worker may be in turn e with the old version, but any turn after e loads the
+ * new one (both sides are sequentially consistent). So once the epoch differs from e, or the worker is not running, the
+ * old version and the peers only it named may be reused.
+ */
+import type { EngineMemory } from '../io/memory.js';
+
+const ACTIVE_VERSION = 0;
+const STOP = 1;
+/** Bit set of offloads that workers had to switch off (see io/offloads.ts). */
+const REFUSED_OFFLOADS = 2;
+/** Count of peers whose path MTU a worker found too large; control looks for them when it changes. */
+const MTU_EVENTS = 3;
+const EPOCHS = 16;
+const RUNNING = 32;
+
+export class SharedWords {
+  readonly #words: Int32Array;
+  readonly #workers: number;
+
+  constructor(memory: EngineMemory) {
+    this.#words = memory.i32.subarray(memory.layout.words >> 2, (memory.layout.words >> 2) + 64);
+    this.#workers = memory.options.workers;
+  }
+
+  /** Worker: begins a turn; returns the table version (0 or 1) that this whole turn uses. */
+  beginTurn(worker: number): number {
+    const words = this.#words;
+    Atomics.store(words, EPOCHS + worker, (words[EPOCHS + worker] + 1) | 0);
+    return Atomics.load(words, ACTIVE_VERSION);
+  }
+
+  /** Worker: says whether it takes turns at all, so that control need not wait for one that does not. */
+  setRunning(worker: number, running: boolean): void {
+    Atomics.store(this.#words, RUNNING + worker, running ? 1 : 0);
+  }
+
+  /** Control: the version that workers use. */
+  activeVersion(): number {
+    return Atomics.load(this.#words, ACTIVE_VERSION);
+  }
+
+  /** Control: makes `version` the one that every later turn uses. */
+  flip(version: number): void {
+    Atomics.store(this.#words, ACTIVE_VERSION, version);
+  }
+
+  /** Control: a snapshot of the epochs, for `passed`. */
+  epochs(): number[] {
+    return Array.from({ length: this.#workers }, (_, i) => Atomics.load(this.#words, EPOCHS + i));
+  }
+
+  /** Control: true once every running worker has begun a turn after `epochs` was taken. */
+  passed(epochs: readonly number[]): boolean {
+    return epochs.every(
+      (epoch, i) => Atomics.load(this.#words, RUNNING + i) === 0 || Atomics.load(this.#words, EPOCHS + i) !== epoch,
+    );
+  }
+
+  stop(): void {
+    Atomics.store(this.#words, STOP, 1);
+  }
+
+  stopping(): boolean {
+    return Atomics.load(this.#words, STOP) !== 0;
+  }
+
+  /** Worker: an offload that the kernel refused at run time, as a bit of io/offloads.ts. */
+  refuseOffload(bit: number): void {
+    Atomics.or(this.#words, REFUSED_OFFLOADS, bit);
+  }
+
+  refusedOffloads(): number {
+    return Atomics.load(this.#words, REFUSED_OFFLOADS);
+  }
+
+  /** Worker: some peer's path turned out smaller; the peer's record says which. */
+  noteMtuEvent(): void {
+    Atomics.add(this.#words, MTU_EVENTS, 1);
+  }
+
+  mtuEvents(): number {
+    return Atomics.load(this.#words, MTU_EVENTS);
+  }
+}
