@@ -46,6 +46,9 @@ const MIN_UDP_SEGMENTS = 64;
 /** What the merge kernel leaves in its first output word. */
 const CLOSE_ALL = -2;
 
+/** Most receive calls of one socket in a turn. */
+const MAX_PULLS = 16;
+
 /** The only network of layer 3. */
 const NETWORK = 0;
 
@@ -140,7 +143,8 @@ export class Inbound {
   /** Up to `budget` bytes from one socket, all written to the device on return. Returns the bytes received. */
   run(socket: Socket, underlay: number, budget: number): number {
     let bytes = 0;
-    while (bytes < budget) {
+    // Bounded by pulls too: a flood of empty datagrams has no bytes.
+    for (let pulls = 0; pulls < MAX_PULLS && bytes < budget; pulls++) {
       const messages = socket.pull();
       if (messages <= 0) break;
       this.#f64[this.#counters + count.IN_MESSAGES] += messages;
