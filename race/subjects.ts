@@ -1,0 +1,204 @@
+/**
+ * What is raced: ways for host a to reach the networks behind hosts b, c, … over one underlay.
+ *
+ * All of them are set up side by side and stay up; `use` switches by routes alone. Each subject but Weft is reached by
+ * /24 routes; Weft installs the overlay's /16 itself and carries what has no more specific route. Idle daemons cost
+ * nothing that can be measured. Clients and their links are never touched, except that learnt path MTUs are forgotten at a
+ * switch: a smaller one learnt with one subject would shrink the packets of the next.
+ */
+import { spawnSync } from 'node:child_process';
+import { existsSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { answersPing, type Daemon, type Host, type Lab, NETWORK4, NETWORK6, peersFile, sleep } from './hosts.js';
+
+export const DAEMON = fileURLToPath(new URL('../src/main.js', import.meta.url));
+
+export interface Subject {
+  readonly name: string;
+  /** Set up on all hosts and ready to forward, but unused. */
+  start(): Promise<void>;
+  /** The route (what follows `ip route replace`) that leads from one host to another, or undefined if it has its own. */
+  route(from: Host, to: Host): string | undefined;
+  /** The device through which packets leave host `from` for `to`. */
+  device(from: Host, to: Host): string;
+}
+
+/** No overlay: plain routes over the underlay. What bounds every other subject. */
+function direct(): Subject {
+  return {
+    name: 'direct',
+    start: async () => {},
+    route: (_, to) => `via ${to.underlay4} dev eth0`,
+    device: () => 'eth0',
+  };
+}
+
+/**
+ * The kernel's VXLAN with iproute2's defaults (UDP checksums on, learning on); neighbours and forwarding entries are set
+ * beforehand, as flannel does, so that nothing is flooded. Its MTU of 1450 comes from the underlay's.
+ */
+export function kernelVxlan(hosts: readonly Host[], device = 'vxlan0'): Subject {
+  const address = (host: Host): string => `10.254.0.${host.number}`;
+  const mac = (host: Host): string => `02:57:65:66:74:${host.number.toString(16).padStart(2, '0')}`;
+  return {
+    name: 'kernel-vxlan',
+    async start() {
+      for (const host of hosts) {
+        host.ns.ip(
+          `link add ${device} address ${mac(host)} type vxlan id 77 dstport 4789 local ${host.underlay4} dev eth0`,
+          `addr add ${address(host)}/24 dev ${device}`,
+          `link set ${device} up`,
+          ...hosts
+            .filter((peer) => peer !== host)
+            .map((peer) => `neigh add ${address(peer)} lladdr ${mac(peer)} dev ${device} nud permanent`),
+        );
+        for (const peer of hosts) {
+          if (peer === host) continue;
+          host.ns.runSync('bridge', 'fdb', 'add', mac(peer), 'dev', device, 'dst', peer.underlay4);
+        }
+      }
+    },
+    route: (_, to) => `via ${address(to)} dev ${device}`,
+    device: () => device,
+  };
+}
+
+export interface WeftOptions {
+  /** What the overlay carries. */
+  readonly inside: 'v4' | 'both';
+  /** Further arguments for weftd. */
+  readonly daemonArgs?: readonly string[];
+}
+
+/** One real weftd on each host, with a peers file that names all of them. */
+export function weftUdp(lab: Lab, hosts: readonly Host[], options: WeftOptions): Subject {
+  return {
+    name: 'weft-udp',
+    async start() {
+      if (!existsSync(DAEMON)) throw new Error('weftd is not built (dist/src/main.js is missing): run npm run build');
+      const both = options.inside === 'both';
+      const peers = join(lab.dir, 'peers.json');
+      writeFileSync(peers, peersFile(hosts, 4, options.inside));
+      const daemons = hosts.map((host) => {
+        const args = ['--network', both ? `${NETWORK4},${NETWORK6}` : NETWORK4];
+        args.push('--subnet', both ? `${host.subnet4},${host.subnet6}` : host.subnet4);
+        args.push('--iface', 'eth0', '--public-ip', host.underlay4, '--peers', peers, ...(options.daemonArgs ?? []));
+        return host.ns.start(`weftd-${host.letter}`, process.execPath, [DAEMON, ...args]);
+      });
+      for (const daemon of daemons) await daemon.ready('"event":"ready"');
+    },
+    route: () => undefined,
+    device: () => 'flannel0',
+  };
+}
+
+/**
+ * fastd without encryption (method "null"), mode tun: one layer-3 device per peer, named after it. Its MTU leaves
+ * room for IPv4, UDP and the one byte of its own header.
+ */
+function fastd(lab: Lab, hosts: readonly Host[]): Subject {
+  const key = (field: string, text: string): string => {
+    const found = new RegExp(`${field}:\\s*([0-9a-f]{64})`, 'i').exec(text);
+    if (!found) throw new Error(`fastd --generate-key gave no ${field} key`);
+    return found[1];
+  };
+  const device = (peer: Host): string => `fastd-${peer.letter}`;
+  const daemons: Daemon[] = [];
+  return {
+    name: 'fastd',
+    async start() {
+      const keys = hosts.map(() => {
+        const made = spawnSync('fastd', ['--generate-key'], { encoding: 'utf8' });
+        const text = `${made.stdout}${made.stderr}`;
+        return { secret: key('Secret', text), public: key('Public', text) };
+      });
+      hosts.forEach((host, i) => {
+        const peers = hosts.flatMap((peer, j) =>
+          // Only a host of the star needs its spokes, and a spoke only the star's centre: host a.
+          peer === host || (i > 0 && j > 0)
+            ? []
+            : [`peer "${peer.letter}" { key "${keys[j].public}"; remote ${peer.underlay4}:10000; }`],
+        );
+        const config = join(lab.dir, `fastd-${host.letter}.conf`);
+        const lines = ['mode tun;', 'interface "fastd-%n";', 'mtu 1471;', 'method "null";', 'log level info;'];
+        lines.push(`bind ${host.underlay4}:10000;`, `secret "${keys[i].secret}";`, ...peers);
+        writeFileSync(config, `${lines.join('\n')}\n`, { mode: 0o600 });
+        daemons.push(host.ns.start(`fastd-${host.letter}`, 'fastd', ['--config', config]));
+      });
+      for (const daemon of daemons) await daemon.ready('fastd v');
+      const [a, ...far] = hosts;
+      for (const host of far) {
+        await bringUp(a, device(host));
+        await bringUp(host, device(a));
+      }
+    },
+    route: (_, to) => `dev ${device(to)}`,
+    device: (_, to) => device(to),
+  };
+}
+
+async function bringUp(host: Host, device: string): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    try {
+      host.ns.ip(`link set ${device} up`);
+      return;
+    } catch (error) {
+      if (tries === 100) throw error;
+      await sleep(50);
+    }
+  }
+}
+
+export const SUBJECTS = ['direct', 'kernel-vxlan', 'weft-udp', 'fastd'] as const;
+export type SubjectName = (typeof SUBJECTS)[number];
+
+export function makeSubject(
+  name: SubjectName,
+  lab: Lab,
+  hosts: readonly Host[],
+  daemonArgs: readonly string[],
+): Subject {
+  switch (name) {
+    case 'direct':
+      return direct();
+    case 'kernel-vxlan':
+      return kernelVxlan(hosts);
+    case 'weft-udp':
+      return weftUdp(lab, hosts, { inside: 'v4', daemonArgs });
+    case 'fastd':
+      return fastd(lab, hosts);
+  }
+}
+
+/** Sends everything between host a's clients and the others' through `subject`, and checks that it does go there. */
+export async function use(subject: Subject, hosts: readonly Host[]): Promise<void> {
+  const [a, ...far] = hosts;
+  const change = (from: Host, to: Host): void => {
+    const route = subject.route(from, to);
+    if (route) from.ns.ip(`route replace ${to.subnet4} ${route}`);
+    else if (from.ns.runSync('ip', 'route', 'show', 'exact', to.subnet4)) from.ns.ip(`route del ${to.subnet4}`);
+  };
+  for (const host of far) {
+    change(a, host);
+    change(host, a);
+  }
+  for (const ns of new Set(hosts.flatMap((host) => [host.ns, host.client]))) ns.ip('route flush cache');
+  for (const host of far) {
+    for (const [from, to] of [
+      [a, host],
+      [host, a],
+    ]) {
+      const device = subject.device(from, to);
+      const taken = from.ns.runSync('ip', 'route', 'get', to.client4);
+      if (!taken.includes(` dev ${device} `)) {
+        throw new Error(
+          `${subject.name}: ${to.client4} is not reached through ${device} but by: ${taken.split('\n')[0]}`,
+        );
+      }
+    }
+    if (!(await answersPing(a.client, host.client4, 10_000))) {
+      throw new Error(`${subject.name}: ${host.client4} does not answer a ping from ${a.client4}`);
+    }
+  }
+}
