@@ -10,7 +10,12 @@
  */
 import { parseArgs } from 'node:util';
 import { compare } from './compare.js';
-import { functionBenches } from './functions.js';
+import { checksumBenches } from './functions/checksum.js';
+import { ipBenches } from './functions/ip.js';
+import { lookupBenches } from './functions/lookup.js';
+import { mergeBenches } from './functions/merge.js';
+import { outboxBenches } from './functions/outbox.js';
+import { splitBenches } from './functions/split.js';
 import { tableBenches } from './tables.js';
 import { walkBenches } from './walk.js';
 
@@ -39,9 +44,16 @@ const { values } = parseArgs({
   },
 });
 
-const benches = [...walkBenches, ...tableBenches, ...functionBenches].filter((bench) =>
-  bench.name.includes(values.only),
-);
+const benches = [
+  ...walkBenches,
+  ...tableBenches,
+  ...checksumBenches,
+  ...ipBenches,
+  ...lookupBenches,
+  ...outboxBenches,
+  ...splitBenches,
+  ...mergeBenches,
+].filter((bench) => bench.name.includes(values.only));
 
 if (values.help) {
   console.log(

@@ -15,6 +15,8 @@ export interface Rig {
   readonly tables: Tables;
   /** struct sockaddr of peer `i`. */
   name(i: number): Uint8Array;
+  /** One turn. */
+  turn(): void;
   /** Turns until nothing moves. */
   drain(): void;
 }
@@ -67,6 +69,7 @@ export async function makeRig(options: RigOptions): Promise<Rig> {
       name.set(socketAddress(peerAddress(i), 8285));
       return name;
     },
+    turn: () => void engine.turn(0, READY_ALL),
     drain: () => {
       while (engine.turn(0, READY_ALL) > 0);
     },

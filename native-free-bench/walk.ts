@@ -16,10 +16,13 @@ export const walkBenches: readonly Bench[] = [
   outbound(576, 1),
   outbound(1400, 1),
   outbound(64, 64),
+  outboundBatch(1),
+  outboundBatch(8),
   // The same 64 peers behind one route each and behind 10^5 routes: the difference is what the table costs.
   outboundRandom(64),
   outboundRandom(100_000),
   inbound(64, 64),
+  inbound(64, 8),
   inbound(576, 64),
   inbound(1400, 44),
   inbound(64, 1),
@@ -38,6 +41,27 @@ function outbound(size: number, peers: number): Bench {
         rig.device.load(packets, PACKETS);
         rig.drain();
         return PACKETS;
+      };
+    },
+  };
+}
+
+/** `packets` wait each time the device is read: what a quiet network pays for a turn. */
+function outboundBatch(packets: number): Bench {
+  return {
+    name: `walk: outbound 64 B, ${packets} a turn`,
+    unit: 'packet',
+    prepare: async () => {
+      const rig = await makeRig({ peers: 1, routes: 1 });
+      const waiting = [plain(udp(HOST, destination(0), 64))];
+      const turns = (PACKETS >> 2) / packets;
+      return () => {
+        rig.device.load(waiting, 0);
+        for (let i = 0; i < turns; i++) {
+          rig.device.more(packets);
+          rig.turn();
+        }
+        return turns * packets;
       };
     },
   };

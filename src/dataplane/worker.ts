@@ -4,7 +4,8 @@
  *
  * Waiting: after a quiet turn it looks again for up to SPIN_MICROSECONDS, yielding the core each time, before it blocks: an
  * answer that comes at once is not worth a sleep and a wake-up (request/response 1.4-2.0 -> 0.7 of kernel VXLAN's time,
- * hot-path.md 5; 100 µs rather than 50 halves the 99th percentile). After turns that carry much there is always more to come in one piece later, so then it blocks at once.
+ * hot-path.md 5; 100 µs rather than 50 halves the 99th percentile). After turns that carry much there is always more to come
+ * in one piece later, so then it blocks at once.
  */
 import { workerData } from 'node:worker_threads';
 import { CheckedDevice, CheckedSocket } from '../io/checked.js';

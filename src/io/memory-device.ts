@@ -49,6 +49,11 @@ export class MemoryDevice implements Device {
     this.#left = count;
   }
 
+  /** Lets `count` more of the loaded packets be read. */
+  more(count: number): void {
+    this.#left += count;
+  }
+
   /** Makes pushes fail as `refuse` says. */
   refuseWith(refuse: (packet: DevicePacket) => number): void {
     this.refuse = refuse;
