@@ -1,0 +1,206 @@
+/** Every option from every source, in the order of precedence, and every check with the line that it gives. */
+import t from 'tap';
+import { type Config, environmentName, OPTIONS, parseConfig, UsageError } from '../src/config.js';
+import { ALL_OFFLOADS, OFFLOADS } from '../src/io/offloads.js';
+
+const noFile = (path: string): string => {
+  throw new Error(`unexpected read of ${path}`);
+};
+
+const BASE = ['--network', '10.5.0.0/16', '--subnet', '10.5.1.0/24', '--peers', 'peers.json'];
+
+function run(argv: readonly string[], env: Record<string, string> = {}, readFile = noFile): Config {
+  const asked = parseConfig(argv, env, readFile);
+  if (asked.kind !== 'run') throw new Error(`asked for ${asked.kind}`);
+  return asked.config;
+}
+
+/** The line that a mistake gives. */
+function complaint(argv: readonly string[], env: Record<string, string> = {}, readFile = noFile): string {
+  try {
+    run(argv, env, readFile);
+  } catch (error) {
+    if (error instanceof UsageError) return error.message;
+    throw error;
+  }
+  return 'nothing was wrong';
+}
+
+t.test('defaults', async (t) => {
+  const config = run(BASE);
+  t.match(config, {
+    iface: undefined,
+    publicIps: [],
+    port: 8285,
+    peersFile: 'peers.json',
+    mtu: undefined,
+    device: 'flannel0',
+    offloads: ALL_OFFLOADS,
+    sourceCheck: 'peer',
+    metricsAddress: undefined,
+    workers: 1,
+    logLevel: 'info',
+    keepDevice: false,
+  });
+  t.same(
+    config.networks.map(({ text, length, bytes }) => ({ text, length, bytes: [...bytes] })),
+    [{ text: '10.5.0.0/16', length: 16, bytes: [10, 5, 0, 0] }],
+  );
+});
+
+t.test('every option has what it needs', async (t) => {
+  const help = parseConfig(['--help'], {}, noFile);
+  if (help.kind !== 'help') throw new Error('no help');
+  const words = help.text.replace(/\s+/g, ' ');
+  for (const option of Object.values(OPTIONS)) {
+    t.ok(words.includes(`--${option.flag}`), `${option.flag} is in the help`);
+    t.ok(words.includes(option.help), `${option.flag} has its help there`);
+    t.ok(words.includes(option.example), `${option.flag} has its example there`);
+    if (option.value !== undefined && option.default !== undefined) {
+      t.ok(words.includes(`default: ${option.default}`), `${option.flag} has its default there`);
+    }
+    if (option.default !== undefined)
+      t.doesNotThrow(() => option.check(option.default), `the default of ${option.flag}`);
+    // The example is taken, and a value that is wrong for every option is not.
+    const [flag, ...value] = option.example.split(' ');
+    t.equal(flag, `--${option.flag}`);
+    t.doesNotThrow(() => option.check(value[0] ?? 'true'), `the example of ${option.flag}`);
+    t.throws(() => option.check(''), RangeError, `${option.flag} is checked`);
+  }
+});
+
+t.test('a flag goes before the environment, that before the file, that before the default', async (t) => {
+  const file = (): string =>
+    JSON.stringify({ port: 3, device: 'file0', 'log-level': 'warn', network: ['10.5.0.0/16'] });
+  const env = { WEFT_PORT: '2', WEFT_DEVICE: 'env0', WEFT_SUBNET: '10.5.2.0/24' };
+  const argv = ['--config', 'c.json', '--port', '1', '--peers', 'p'];
+  const config = run(argv, env, file);
+  t.match(config, { port: 1, device: 'env0', logLevel: 'warn', workers: 1 });
+  t.equal(config.subnets[0].text, '10.5.2.0/24');
+  t.equal(run(argv.slice(2), { ...env, WEFT_CONFIG: 'c.json' }, file).logLevel, 'warn', 'the file by environment');
+  t.equal(run(BASE, { WEFT_PORT: '' }).port, 8285, 'an empty variable is none');
+});
+
+t.test('each option by each source', async (t) => {
+  const cases: Record<Exclude<keyof Config, 'configFile'>, [text: string, json: unknown, expected: unknown]> = {
+    networks: ['10.0.0.0/8,fd00::/32', ['10.0.0.0/8', 'fd00::/32'], ['10.0.0.0/8', 'fd00::/32']],
+    subnets: ['10.5.3.0/24', '10.5.3.0/24', ['10.5.3.0/24']],
+    iface: ['eth7', 'eth7', 'eth7'],
+    publicIps: ['192.0.2.1,2001:DB8::1', ['192.0.2.1', '2001:db8::1'], ['192.0.2.1', '2001:db8::1']],
+    port: ['9000', 9000, 9000],
+    peersFile: ['/p', '/p', '/p'],
+    mtu: ['1400', 1400, 1400],
+    device: ['weft0', 'weft0', 'weft0'],
+    offloads: ['tso4,csum', 'tso4,csum', OFFLOADS.tso4 | OFFLOADS.csum],
+    sourceCheck: ['strict', 'strict', 'strict'],
+    metricsAddress: ['[::1]:9', '[::1]:9', { host: '::1', port: 9 }],
+    workers: ['8', 8, 8],
+    logLevel: ['debug', 'debug', 'debug'],
+    keepDevice: ['true', true, true],
+  };
+  for (const [key, [text, json, expected]] of Object.entries(cases)) {
+    const name = key as keyof typeof cases;
+    const { flag, value } = OPTIONS[name];
+    const seen = (config: Config): unknown => {
+      const found = config[name];
+      return Array.isArray(found) ? found.map((one: { text: string }) => one.text) : found;
+    };
+    const subnet6 = name === 'networks' ? ['--subnet', 'fd00::/64'] : [];
+    const argv = [...BASE, ...subnet6].filter((_, i, all) => all[i] !== `--${flag}` && all[i - 1] !== `--${flag}`);
+    t.same(seen(run([...argv, `--${flag}`, ...(value ? [text] : [])])), expected, `--${flag}`);
+    t.same(seen(run(argv, { [environmentName(flag)]: text })), expected, environmentName(flag));
+    const file = (): string => JSON.stringify({ [flag]: json });
+    t.same(seen(run([...argv, '--config', 'f'], {}, file)), expected, `"${flag}" in the file`);
+  }
+});
+
+t.test('lists may be repeated flags', async (t) => {
+  const config = run([...BASE, '--network', 'fd00:5::/48', '--subnet=fd00:5:0:1::/64']);
+  t.same(
+    config.networks.map((one) => one.text),
+    ['10.5.0.0/16', 'fd00:5::/48'],
+  );
+  t.equal(run([...BASE, '--port', '1', '--port', '2']).port, 2, 'of others the last counts');
+});
+
+t.test('a mistake gives one line', async (t) => {
+  const cases: [what: string, argv: string[], expected: RegExp][] = [
+    ['unknown option', ['--frobnicate'], /^unknown option '--frobnicate'/],
+    ['argument', ['up'], /^too many arguments/],
+    ['no value', ['--port'], /argument missing/],
+    ['port too large', ['--port', '65536'], /^--port "65536": expected a port, 1 to 65535$/],
+    ['port zero', ['--port', '0'], /^--port "0": expected/],
+    ['port not decimal', ['--port', '0x10'], /^--port "0x10": expected/],
+    ['no CIDR', ['--network', '10.5.0.0'], /^--network: "10.5.0.0" is not a CIDR: expected/],
+    ['length', ['--network', '10.5.0.0/33'], /prefix length above 32/],
+    ['length with zero', ['--network', '10.0.0.0/08'], /not a CIDR/],
+    ['host bits', ['--network', '10.5.1.0/16'], /host bits set \(10\.5\.0\.0\/16\?\)/],
+    ['host bits, IPv6', ['--network', 'fd00:5::1/48'], /host bits set \(fd00:5::\/48\?\)/],
+    ['octal', ['--network', '010.5.0.0/16'], /"010\.5\.0\.0" is not an IP address/],
+    ['short form', ['--network', '10.5/16'], /"10\.5" is not an IP address/],
+    ['number', ['--network', '0x0a050000/16'], /is not an IP address/],
+    ['octet', ['--network', '10.256.0.0/16'], /is not an IP address/],
+    ['mapped', ['--network', '::ffff:10.5.0.0/112'], /IPv4 address in IPv6 form/],
+    ['zone', ['--public-ip', 'fe80::1%eth0'], /is not an IP address/],
+    ['link-local', ['--public-ip', 'fe80::1'], /link local/],
+    ['multicast', ['--network', '224.0.0.0/8'], /multicast, not unicast/],
+    ['everything', ['--network', '0.0.0.0/0'], /unspecified, not unicast/],
+    ['two of a family', ['--network', '10.6.0.0/16'], /10\.5\.0\.0\/16 and 10\.6\.0\.0\/16 are both IPv4/],
+    ['overlap', ['--network', '10.5.0.0/17'], /10\.5\.0\.0\/16 and 10\.5\.0\.0\/17 overlap/],
+    ['duplicate', ['--network', '10.5.0.0/16'], /10\.5\.0\.0\/16 and 10\.5\.0\.0\/16 overlap/],
+    ['network without subnet', ['--network', 'fd00:5::/48'], /^--network fd00:5::\/48: expected a --subnet/],
+    ['subnet without network', ['--subnet', 'fd00:5:0:1::/64'], /there is no IPv6 --network/],
+    ['mtu too small', ['--mtu', '575'], /^--mtu "575": expected bytes, 576 to 65507$/],
+    ['mtu too large', ['--mtu', '65508'], /^--mtu "65508"/],
+    ['mtu for IPv6', ['--mtu', '1279', '--network', 'fd00:5::/48', '--subnet', 'fd00:5:0:1::/64'], /at least 1280/],
+    ['device too long', ['--device', 'sixteen-letters-'], /^--device "sixteen-letters-": 16 characters long: expected/],
+    ['device with slash', ['--device', 'a/b'], /^--device "a\/b"/],
+    ['device template', ['--device', 'tun%d'], /^--device "tun%d"/],
+    ['device that is a sysctl', ['--device', 'all'], /^--device "all"/],
+    ['interface', ['--iface', 'a b'], /^--iface "a b"/],
+    ['offload', ['--offload', 'tso5'], /unknown offload "tso5"/],
+    ['source check', ['--source-check', 'maybe'], /expected peer, strict or off$/],
+    ['workers', ['--workers', '9'], /^--workers "9": expected a number, 1 to 8$/],
+    ['metrics without port', ['--metrics-address', '127.0.0.1'], /^--metrics-address "127\.0\.0\.1": expected/],
+    ['metrics by name', ['--metrics-address', 'localhost:9469'], /"localhost" is not an IP address/],
+    ['metrics without brackets', ['--metrics-address', '::1:9469'], /^--metrics-address "::1:9469"/],
+    ['log level', ['--log-level', 'loud'], /^--log-level "loud": expected trace,/],
+    ['switch', ['--keep-device=maybe'], /keep-device/],
+    ['empty', ['--peers', ''], /^--peers "": expected a JSON file/],
+  ];
+  for (const [what, argv, expected] of cases) {
+    const line = complaint([...BASE, ...argv]);
+    t.match(line, expected, what);
+    t.notMatch(line, /\n/, `${what}: one line`);
+  }
+  t.match(complaint([]), /^--network: missing: expected/);
+  t.match(complaint(BASE.slice(0, 4)), /^--peers: missing: expected/);
+  t.match(
+    complaint(['--network', '10.5.0.0/16', '--subnet', '10.6.1.0/24', '--peers', 'p']),
+    /^--subnet 10\.6\.1\.0\/24: expected a part of --network 10\.5\.0\.0\/16$/,
+  );
+  t.match(complaint(BASE, { WEFT_PORT: 'tcp://10.0.0.1:80' }), /^WEFT_PORT "tcp:\/\/10\.0\.0\.1:80": expected a port/);
+});
+
+t.test('a mistake in the file gives one line', async (t) => {
+  const line = (text: string): string => {
+    const message = complaint([...BASE, '--config', 'c.json'], {}, () => text);
+    t.notMatch(message, /\n/);
+    return message;
+  };
+  t.match(line('{"prot": 1}'), /^config file c\.json: unknown key "prot"/);
+  t.match(line('{"config": "d.json"}'), /unknown key "config"/);
+  t.match(line('{"port": 0}'), /^config file c\.json: "port" "0": expected a port/);
+  t.match(line('{"port": [1]}'), /"port": expected a value, not Array/);
+  t.match(line('{"port": null}'), /"port": expected a value, not null/);
+  t.match(line('{\n"port":\n}'), /^config file c\.json: not JSON: /);
+  t.match(line('[]'), /^config file c\.json: /);
+  const missing = (): string => {
+    throw new Error('ENOENT: no such file');
+  };
+  t.match(complaint(['--config', 'c.json'], {}, missing), /^config file c\.json: ENOENT/);
+});
+
+t.test('version', async (t) => {
+  t.same(parseConfig(['--version'], {}, noFile), { kind: 'version' });
+});
