@@ -1,0 +1,94 @@
+/**
+ * Carries out a plan on the tables: action by action in reconcile's order; if one fails, what was done is undone and the
+ * tables hold what they held. A long list is committed in parts: each part is safe to see by itself, because of the order.
+ */
+import type { PeerRef } from '../dataplane/peers.js';
+import type { Tables } from '../dataplane/tables.js';
+import { EMPTY_PLAN, type Plan, type PlannedPeer, type PlannedRoute } from './plan.js';
+import { type Action, reconcile } from './reconcile.js';
+
+/** Actions between commits: bounds the pessimistic room that uncommitted routes reserve, and how long others wait. */
+const ACTIONS_PER_COMMIT = 4096;
+
+export class Applier {
+  readonly #tables: Tables;
+  readonly #refs = new Map<string, PeerRef>();
+  #have: Plan = EMPTY_PLAN;
+
+  constructor(tables: Tables) {
+    this.#tables = tables;
+  }
+
+  /** What the tables hold. */
+  get have(): Plan {
+    return this.#have;
+  }
+
+  /** The reference of a peer in the tables, by its key. */
+  ref(key: string): PeerRef | undefined {
+    return this.#refs.get(key);
+  }
+
+  /**
+   * Makes the tables hold `want`; resolves to the number of actions once every worker sees it. Rejects with what the failed
+   * action threw (RangeError: a table is full) after undoing the others. One at a time.
+   */
+  async apply(want: Plan): Promise<number> {
+    const actions = reconcile(this.#have, want);
+    let done = 0;
+    try {
+      for (; done < actions.length; done++) {
+        if (done > 0 && done % ACTIONS_PER_COMMIT === 0) await this.#tables.commit();
+        this.#do(actions[done]);
+      }
+    } catch (error) {
+      while (done > 0) this.#undo(actions[--done]);
+      await this.#tables.commit();
+      throw error;
+    }
+    await this.#tables.commit();
+    this.#have = want;
+    return actions.length;
+  }
+
+  #do(action: Action): void {
+    if (action.kind === 'add-peer') this.#addPeer(action.peer);
+    else if (action.kind === 'set-mtu') this.#tables.setPeerMtu(this.#known(action.peer), action.mtu);
+    else if (action.kind === 'set-route') this.#setRoute(action.route, action.route.peer);
+    else if (action.kind === 'remove-route') this.#removeRoute(action.route);
+    else this.#removePeer(action.peer);
+  }
+
+  #undo(action: Action): void {
+    if (action.kind === 'add-peer') this.#removePeer(action.peer);
+    else if (action.kind === 'set-mtu') this.#tables.setPeerMtu(this.#known(action.peer), action.before);
+    else if (action.kind === 'remove-route') this.#setRoute(action.route, action.route.peer);
+    else if (action.kind === 'remove-peer') this.#addPeer(action.peer);
+    else if (action.before === undefined) this.#removeRoute(action.route);
+    else this.#setRoute(action.route, action.before);
+  }
+
+  #setRoute(route: PlannedRoute, peer: string): void {
+    this.#tables.setRoute(route.network, route.prefix, this.#known(peer));
+  }
+
+  #removeRoute(route: PlannedRoute): void {
+    this.#tables.removeRoute(route.network, route.prefix);
+  }
+
+  #addPeer(peer: PlannedPeer): void {
+    const { bytes: address, port, mtu, ecn, network } = peer;
+    this.#refs.set(peer.key, this.#tables.addPeer({ address, port, mtu, ecn, network }));
+  }
+
+  #removePeer(peer: PlannedPeer): void {
+    this.#tables.removePeer(this.#known(peer.key));
+    this.#refs.delete(peer.key);
+  }
+
+  #known(key: string): PeerRef {
+    const ref = this.#refs.get(key);
+    if (ref === undefined) throw new Error(`no peer ${key} in the tables`);
+    return ref;
+  }
+}
