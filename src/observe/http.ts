@@ -1,0 +1,97 @@
+/**
+ * The HTTP endpoint: /metrics, /healthz, /readyz, nothing else. Whoever can reach it may be hostile, so all is bounded:
+ * connections, header bytes, time to send a request, time to keep a connection; and only GET is answered.
+ */
+import { createServer, type Server, type ServerResponse } from 'node:http';
+import { SetupError } from '../io/setup-error.js';
+
+const MOST_CONNECTIONS = 64;
+const MOST_HEADER_BYTES = 8192;
+const TIMEOUT = 5000;
+
+export interface HttpOptions {
+  readonly host: string;
+  /** 0: any that is free. */
+  readonly port: number;
+  /** Text of /metrics and its content type. */
+  readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
+  /** What /readyz says: undefined while not ready, else a line of text. */
+  readonly ready: () => string | undefined;
+  /** Milliseconds; tests shorten it. */
+  readonly timeout?: number;
+}
+
+export interface HttpEndpoint {
+  readonly port: number;
+  close(): void;
+}
+
+/** Starts to listen. Rejects with a SetupError when it cannot. */
+export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
+  const { host, port, timeout = TIMEOUT } = options;
+  const server = createServer(
+    {
+      maxHeaderSize: MOST_HEADER_BYTES,
+      headersTimeout: timeout,
+      requestTimeout: timeout,
+      keepAliveTimeout: timeout,
+      connectionsCheckingInterval: Math.min(1000, timeout),
+    },
+    (request, response) => {
+      answer(request.method ?? '', (request.url ?? '').split('?')[0], response, options).catch(() =>
+        response.destroy(),
+      );
+    },
+  );
+  server.maxConnections = MOST_CONNECTIONS;
+  return new Promise((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(error, host, port)));
+    server.listen({ host, port, exclusive: true }, () => {
+      server.removeAllListeners('error').on('error', () => {});
+      resolve({ port: portOf(server), close: () => close(server) });
+    });
+  });
+}
+
+async function answer(method: string, path: string, response: ServerResponse, options: HttpOptions): Promise<void> {
+  const say = (code: number, text: string, type = 'text/plain; charset=utf-8'): void => {
+    const body = Buffer.from(text);
+    response.writeHead(code, { 'content-type': type, 'content-length': body.length }).end(body);
+  };
+  if (method !== 'GET') {
+    // What was sent along is not read: the connection ends with the answer.
+    response.setHeader('allow', 'GET').setHeader('connection', 'close');
+    say(405, 'only GET\n');
+  } else if (path === '/metrics') {
+    say(200, await options.metrics.metrics(), options.metrics.contentType);
+  } else if (path === '/healthz') {
+    say(200, 'weftd is running\n');
+  } else if (path === '/readyz') {
+    const text = options.ready();
+    if (text === undefined) say(503, 'weftd is not ready yet\n');
+    else say(200, `${text}\n`);
+  } else {
+    say(404, 'there are /metrics, /healthz and /readyz\n');
+  }
+}
+
+function refusal(error: NodeJS.ErrnoException, host: string, port: number): SetupError {
+  const where = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+  if (error.code === 'EADDRINUSE') {
+    return new SetupError('METRICS_PORT_IN_USE', `${where} is in use: choose another --metrics-address`);
+  }
+  if (error.code === 'EADDRNOTAVAIL') {
+    return new SetupError('NO_ADDRESS', `${host} is not an address of this host: choose another --metrics-address`);
+  }
+  return new SetupError('NO_HTTP', `cannot listen on ${where}: ${error.message}`);
+}
+
+function portOf(server: Server): number {
+  const address = server.address();
+  return typeof address === 'object' && address !== null ? address.port : 0;
+}
+
+function close(server: Server): void {
+  server.close();
+  server.closeAllConnections();
+}

@@ -1,0 +1,171 @@
+/**
+ * Prometheus metrics. Nothing is counted here: at each scrape the counters in the shared memory and control's state are read
+ * (design.md, "one writer per datum"). Names follow Prometheus' conventions: base units, `_total` for what only grows.
+ *
+ * `weft_packets_total` and `weft_drops_total` together show the conservation of packets, by `role`:
+ * in + made = sent + consumed + dropped.
+ */
+import { Counter, Gauge, Registry } from 'prom-client';
+import type { LoopState } from '../control/loop.js';
+import { COUNTER_INFOS, type CounterRole, readCounter } from '../dataplane/counters.js';
+import { slotOf } from '../dataplane/peers.js';
+import { type EngineMemory, PEER_COUNTERS } from '../io/memory.js';
+import { OFFLOAD_NAMES, OFFLOADS } from '../io/offloads.js';
+
+/** Series per peer cost a scrape and a database; a large mesh shows its first peers by name, and how many it left out. */
+export const MOST_PEERS = 256;
+
+/** What metrics read; each is asked at scrape. */
+export interface Observed {
+  readonly version: string;
+  readonly memory: EngineMemory;
+  readonly mtu: number;
+  readonly tables: { readonly peerCount: number; readonly routeCount: number };
+  /** Peers in force, with their references in the tables. */
+  readonly peers: () => Iterable<{ readonly name: string; readonly ref: number }>;
+  readonly workers: { readonly running: number; readonly restarts: number; readonly offloads: number };
+  readonly loop: { readonly state: LoopState };
+  readonly pathMtu: { readonly lowered: number };
+}
+
+type Labels = Record<string, string>;
+type Sample = readonly [labels: Labels, value: number];
+
+/** A registry of its own, whose `metrics()` is the text of /metrics. */
+export function createMetrics(observed: Observed): Registry {
+  const registry = new Registry();
+  const registers = [registry];
+  const counter = (name: string, help: string, labelNames: string[], samples: () => Iterable<Sample>): void => {
+    new Counter({
+      name,
+      help,
+      labelNames,
+      registers,
+      collect() {
+        this.reset();
+        for (const [labels, value] of samples()) this.inc(labels, value);
+      },
+    });
+  };
+  const gauge = (name: string, help: string, labelNames: string[], samples: () => Iterable<Sample>): void => {
+    new Gauge({
+      name,
+      help,
+      labelNames,
+      registers,
+      collect() {
+        this.reset();
+        for (const [labels, value] of samples()) this.set(labels, value);
+      },
+    });
+  };
+
+  walkCounters(observed.memory, counter);
+  peerCounters(observed, counter, gauge);
+
+  gauge('weft_peers', 'Peers in force.', [], () => [[{}, observed.tables.peerCount]]);
+  gauge('weft_routes', 'Prefixes in force.', [], () => [[{}, observed.tables.routeCount]]);
+  gauge('weft_peers_path_mtu_lowered', 'Peers whose path carries less than was planned.', [], () => [
+    [{}, observed.pathMtu.lowered],
+  ]);
+  gauge('weft_device_mtu_bytes', "The device's MTU.", [], () => [[{}, observed.mtu]]);
+  gauge('weft_offload_in_use', '1 while an offload is in use.', ['offload'], () =>
+    OFFLOAD_NAMES.map((name) => [{ offload: name }, observed.workers.offloads & OFFLOADS[name] ? 1 : 0]),
+  );
+  gauge('weft_workers_running', 'Dataplane threads that run.', [], () => [[{}, observed.workers.running]]);
+  counter('weft_worker_restarts_total', 'Times a dataplane thread was started again.', [], () => [
+    [{}, observed.workers.restarts],
+  ]);
+
+  const state = (): LoopState => observed.loop.state;
+  gauge('weft_registry_up', '1 while what the registry says now is in force, 0 while an older state is.', [], () => [
+    [{}, state().synced && state().problem === undefined ? 1 : 0],
+  ]);
+  counter('weft_registry_updates_total', 'Updates from the registry.', [], () => [[{}, state().updates]]);
+  counter('weft_registry_applied_total', 'Times a state of the registry was put in force.', [], () => [
+    [{}, state().applied],
+  ]);
+  counter(
+    'weft_registry_failures_total',
+    'Times a state of the registry was refused or could not be applied.',
+    [],
+    () => [[{}, state().failures]],
+  );
+  gauge('weft_registry_last_applied_timestamp_seconds', 'When a state was last put in force.', [], () => [
+    [{}, state().lastApplied / 1000],
+  ]);
+
+  gauge('weft_build_info', 'Always 1; the version is a label.', ['version'], () => [
+    [{ version: observed.version }, 1],
+  ]);
+  counter('process_cpu_seconds_total', 'CPU time of all threads.', [], () => {
+    const { user, system } = process.cpuUsage();
+    return [[{}, (user + system) / 1e6]];
+  });
+  gauge('process_resident_memory_bytes', 'Resident memory.', [], () => [[{}, process.memoryUsage.rss()]]);
+  const started = Date.now() / 1000 - process.uptime();
+  gauge('process_start_time_seconds', 'When the process started.', [], () => [[{}, started]]);
+  return registry;
+}
+
+type Define = (name: string, help: string, labelNames: string[], samples: () => Iterable<Sample>) => void;
+
+/** The counters of both walks, under the names of dataplane/counters.ts. */
+function walkCounters(memory: EngineMemory, counter: Define): void {
+  const samples = (roles: readonly CounterRole[], label: string, withRole = false) =>
+    function* (): Generator<Sample> {
+      for (const [id, { name, direction, role }] of COUNTER_INFOS.entries()) {
+        if (!roles.includes(role)) continue;
+        yield [{ direction, [label]: name, ...(withRole ? { role } : {}) }, readCounter(memory, id)];
+      }
+    };
+  counter(
+    'weft_packets_total',
+    'Packets that came in, were made, sent, or consumed, by stage of the walk (docs/walk.md).',
+    ['direction', 'stage', 'role'],
+    samples(['in', 'made', 'sent', 'consumed'], 'stage', true),
+  );
+  counter(
+    'weft_drops_total',
+    'Packets dropped, by reason (docs/walk.md).',
+    ['direction', 'reason'],
+    samples(['dropped'], 'reason'),
+  );
+  counter(
+    'weft_bytes_total',
+    'Bytes in and out of the device and the sockets, outer headers not counted.',
+    ['direction', 'stage'],
+    samples(['bytes'], 'stage'),
+  );
+  counter(
+    'weft_notes_total',
+    'What else happened on the walk; no packet ends here (docs/walk.md).',
+    ['direction', 'note'],
+    samples(['note'], 'note'),
+  );
+}
+
+function peerCounters(observed: Observed, counter: Define, gauge: Define): void {
+  const { memory } = observed;
+  const shown = (): { name: string; ref: number }[] =>
+    [...observed.peers()].sort((a, b) => (a.name < b.name ? -1 : 1)).slice(0, MOST_PEERS);
+  /** `column` 0: packets, 1: bytes; out first, then in (io/memory.ts). */
+  const samples = (column: number) =>
+    function* (): Generator<Sample> {
+      for (const { name, ref } of shown()) {
+        for (const [i, direction] of (['outbound', 'inbound'] as const).entries()) {
+          let sum = 0;
+          for (const worker of memory.layout.workers) {
+            sum += memory.f64[(worker.peerCounters >> 3) + slotOf(ref) * PEER_COUNTERS + i * 2 + column];
+          }
+          yield [{ peer: name, direction }, sum];
+        }
+      }
+    };
+  const labels = ['peer', 'direction'];
+  counter('weft_peer_packets_total', 'Packets to and from a peer.', labels, samples(0));
+  counter('weft_peer_bytes_total', 'Bytes to and from a peer, outer headers not counted.', labels, samples(1));
+  gauge('weft_peers_not_shown', `Peers beyond the ${MOST_PEERS} that have series of their own.`, [], () => [
+    [{}, Math.max(0, observed.tables.peerCount - MOST_PEERS)],
+  ]);
+}

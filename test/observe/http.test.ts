@@ -1,0 +1,113 @@
+/** The HTTP endpoint: what it answers, and that nobody can hold it up; and the log's lines. */
+import { request } from 'node:http';
+import { connect } from 'node:net';
+import t from 'tap';
+import { SetupError } from '../../src/io/setup-error.js';
+import { serveHttp } from '../../src/observe/http.js';
+import { createLog } from '../../src/observe/log.js';
+
+const metrics = { contentType: 'text/plain; version=0.0.4', metrics: async () => 'weft_up 1\n' };
+let readiness: string | undefined;
+const endpoint = await serveHttp({ host: '127.0.0.1', port: 0, metrics, ready: () => readiness, timeout: 300 });
+t.teardown(() => endpoint.close());
+
+function ask(
+  path: string,
+  method = 'GET',
+  headers: Record<string, string> = {},
+): Promise<{ status: number; body: string; type: string | undefined }> {
+  return new Promise((resolve, reject) => {
+    const sent = request(
+      { host: '127.0.0.1', port: endpoint.port, path, method, headers, agent: false },
+      (response) => {
+        let body = '';
+        response.setEncoding('utf8').on('data', (text: string) => {
+          body += text;
+        });
+        response.on('end', () =>
+          resolve({ status: response.statusCode ?? 0, body, type: response.headers['content-type'] }),
+        );
+      },
+    );
+    sent.on('error', reject).end();
+  });
+}
+
+/** Sends raw bytes and waits until the other side has closed; what it said, and after how many milliseconds. */
+function raw(bytes: string): Promise<{ said: string; after: number }> {
+  return new Promise((resolve) => {
+    const begun = performance.now();
+    let said = '';
+    const socket = connect(endpoint.port, '127.0.0.1', () => socket.write(bytes));
+    socket.setEncoding('utf8').on('data', (text: string) => {
+      said += text;
+    });
+    socket.on('error', () => {}).on('close', () => resolve({ said, after: performance.now() - begun }));
+  });
+}
+
+t.test('what it answers', async (t) => {
+  t.match(await ask('/metrics'), { status: 200, body: 'weft_up 1\n', type: metrics.contentType });
+  t.match(await ask('/metrics?x=1'), { status: 200 });
+  t.match(await ask('/healthz'), { status: 200 });
+  t.match(await ask('/readyz'), { status: 503, body: 'weftd is not ready yet\n' });
+  readiness = 'weftd is ready';
+  t.match(await ask('/readyz'), { status: 200, body: 'weftd is ready\n' });
+  t.match(await ask('/'), { status: 404 });
+  t.match(await ask('/metrics/../metrics'), { status: 404 });
+  for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS'])
+    t.match(await ask('/metrics', method), { status: 405 }, method);
+});
+
+t.test('it is bounded', async (t) => {
+  t.match(await ask('/metrics', 'GET', { 'x-long': 'x'.repeat(9000) }), { status: 431 }, 'header bytes');
+  const slow = await raw('GET /metrics HTTP/1.1\r\nHost: a\r\nX-Slow: ');
+  t.match(slow.said, /^HTTP\/1\.1 408 /);
+  t.ok(slow.after < 3000, `an unfinished request ends after ${Math.round(slow.after)} ms`);
+  const idle = await raw('GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n');
+  t.ok(idle.after < 3000, `an idle connection ends after ${Math.round(idle.after)} ms`);
+  t.match((await raw('\x16\x03\x01 nonsense\r\n\r\n')).said, /^HTTP\/1\.1 400 /);
+  const body = await raw('POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nx');
+  t.match(body.said, /^HTTP\/1\.1 405 /);
+  t.ok(body.after < 3000, 'a body is not waited for');
+
+  const held = Array.from({ length: 80 }, () => connect(endpoint.port, '127.0.0.1').on('error', () => {}));
+  const ended = await Promise.all(
+    held.map(
+      (socket) =>
+        new Promise<boolean>((resolve) => {
+          socket.on('close', () => resolve(true));
+          setTimeout(() => resolve(false), 150);
+        }),
+    ),
+  );
+  const refused = ended.filter(Boolean).length;
+  t.ok(refused >= 16 && refused < 40, `${refused} of 80 connections refused at once`);
+  for (const socket of held) socket.destroy();
+  await new Promise((resolve) => setTimeout(resolve, 100)); // until it has seen them go
+  t.match(await ask('/healthz'), { status: 200 }, 'and it still answers');
+});
+
+t.test('a port in use is one line', async (t) => {
+  const again = serveHttp({ host: '127.0.0.1', port: endpoint.port, metrics, ready: () => undefined });
+  await t.rejects(again, SetupError);
+  await t.rejects(again, new RegExp(`^127\\.0\\.0\\.1:${endpoint.port} is in use: choose another --metrics-address$`));
+  await t.rejects(
+    serveHttp({ host: '192.0.2.77', port: 1, metrics, ready: () => undefined }),
+    /not an address of this host/,
+  );
+});
+
+t.test('log lines', async (t) => {
+  const lines: string[] = [];
+  const log = createLog('info', { write: (line) => void lines.push(line) });
+  log.debug('hidden');
+  log.info('ready', { device: 'flannel0' });
+  log.error('failed', { reason: 'two\nlines', stack: undefined });
+  t.equal(lines.length, 2);
+  for (const line of lines) t.match(line, /^\{[^\n]*\}\n$/);
+  const [ready, failed] = lines.map((line): unknown => JSON.parse(line));
+  t.match(ready, { level: 'info', event: 'ready', device: 'flannel0', time: /^\d{4}-\d\d-\d\dT.*Z$/ });
+  t.match(lines[0], /"event":"ready"/);
+  t.match(failed, { level: 'error', event: 'failed', reason: 'two\nlines' });
+});
