@@ -5,7 +5,7 @@
  * (one aligned word). A peer is named by a reference: slot in the low 16 bits, generation (1 to 32767) above; 0 is no peer.
  * A removed peer's slot gets a new generation, so whatever still names the old one finds nobody.
  */
-import { type EngineMemory, PEER_BYTES } from '../io/memory.js';
+import { type EngineMemory, PEER_BYTES, PEER_COUNTERS } from '../io/memory.js';
 import { socketAddress } from '../io/socket-address.js';
 
 /** Words of a record, in i32s from its start. */
@@ -76,6 +76,11 @@ export class PeerSlots {
     i32[at + PEER_NETWORK] = spec.network;
     const name = (at + PEER_NAME) << 2;
     u8.set(socketAddress(spec.address, spec.port), name);
+    // Nobody counts for this slot yet: the last peer's totals must not show under this one's name.
+    for (const worker of this.#memory.layout.workers) {
+      const counters = (worker.peerCounters >> 3) + slot * PEER_COUNTERS;
+      this.#memory.f64.fill(0, counters, counters + PEER_COUNTERS);
+    }
     Atomics.store(i32, at + PEER_GENERATION, generation);
     return slot | (generation << 16);
   }
