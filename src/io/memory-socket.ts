@@ -115,22 +115,28 @@ export class MemorySocket implements Socket {
 
     const control = this.#memory.readPointer(message + MSG_CONTROL);
     let used = 0;
-    const put = (level: number, type: number, length: number, value: number): void => {
-      const word = (control + used) >> 2;
-      i32[word] = CMSG_HEADER + length;
-      i32[word + 1] = 0;
-      i32[word + 2] = level;
-      i32[word + 3] = type;
-      i32[word + 4] = value;
-      used += CMSG_HEADER + 8;
-    };
-    if (incoming.overflow !== undefined) put(sys.SOL_SOCKET, sys.SO_RXQ_OVFL, 4, incoming.overflow);
-    if (incoming.tos !== undefined) {
-      if (this.#v4) put(sys.SOL_IP, sys.IP_TOS, 1, incoming.tos);
-      else put(sys.SOL_IPV6, sys.IPV6_TCLASS, 4, incoming.tos);
+    if (incoming.overflow !== undefined) {
+      used = this.#putControl(control, used, sys.SOL_SOCKET, sys.SO_RXQ_OVFL, 4, incoming.overflow);
     }
-    if (segment > 0) put(sys.SOL_UDP, sys.UDP_GRO, 4, segment);
+    if (incoming.tos !== undefined) {
+      used = this.#v4
+        ? this.#putControl(control, used, sys.SOL_IP, sys.IP_TOS, 1, incoming.tos)
+        : this.#putControl(control, used, sys.SOL_IPV6, sys.IPV6_TCLASS, 4, incoming.tos);
+    }
+    if (segment > 0) used = this.#putControl(control, used, sys.SOL_UDP, sys.UDP_GRO, 4, segment);
     i32[(message + MSG_CONTROLLEN) >> 2] = used;
+  }
+
+  /** Writes one control message of at most 8 bytes behind the `used` bytes at `control`; returns how many are used then. */
+  #putControl(control: number, used: number, level: number, type: number, length: number, value: number): number {
+    const { i32 } = this.#memory;
+    const word = (control + used) >> 2;
+    i32[word] = CMSG_HEADER + length;
+    i32[word + 1] = 0;
+    i32[word + 2] = level;
+    i32[word + 3] = type;
+    i32[word + 4] = value;
+    return used + CMSG_HEADER + 8;
   }
 
   push(first: number, count: number): number {
