@@ -3,9 +3,8 @@
  * control talks to it through the shared words and an eventfd.
  *
  * Waiting: after a quiet turn it looks again for up to SPIN_MICROSECONDS, yielding the core each time, before it blocks: an
- * answer that comes at once is not worth a sleep and a wake-up (request/response 1.4-2.0 -> 0.7 of kernel VXLAN's time,
- * hot-path.md 5; 100 µs rather than 50 halves the 99th percentile). After turns that carry much there is always more to come
- * in one piece later, so then it blocks at once.
+ * answer that comes at once is not worth a sleep and a wake-up, which cost the one who wakes as much as the one who is woken
+ * (request/response 1.4-2.0 -> 0.7 of kernel VXLAN's time, hot-path.md 5; bulk: ADR 6).
  */
 import { workerData } from 'node:worker_threads';
 import { CheckedDevice, CheckedSocket } from '../io/checked.js';
@@ -18,9 +17,6 @@ import type { WorkerData } from './settings.js';
 import { SharedWords } from './shared.js';
 
 const SPIN_MICROSECONDS = 100;
-/** A turn that moves this much is bulk; spinning is off for the next BULK_TURNS turns. */
-const BULK_BYTES = 30_000;
-const BULK_TURNS = 64;
 /** Longest sleep, so that a lost wake-up cannot hold the thread. */
 const POLL_MILLISECONDS = 500;
 
@@ -47,7 +43,6 @@ class Loop {
   readonly #clock: number;
   #spinning = false;
   #lastBusy = 0;
-  #bulk = 0;
 
   constructor(data: WorkerData, memory: EngineMemory, engine: Engine) {
     const layout = memory.layout.workers[data.worker];
@@ -94,8 +89,7 @@ class Loop {
     const bytes = found > 0 ? this.#turn(milliseconds) : 0;
     if (bytes > 0) {
       this.#lastBusy = microseconds;
-      this.#bulk = bytes >= BULK_BYTES ? BULK_TURNS : Math.max(this.#bulk - 1, 0);
-      this.#spinning = this.#bulk === 0;
+      this.#spinning = true;
     } else if (this.#spinning) {
       const waited = (microseconds - this.#lastBusy) | 0;
       this.#spinning = waited >= 0 && waited < SPIN_MICROSECONDS;

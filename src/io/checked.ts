@@ -42,7 +42,8 @@ export class CheckedDevice implements Device {
   push(at: number, length: number): number {
     const { receive, timespec } = this.#layout;
     // Received, merged and made packets lie between the receive buffers and the end of the scratch area.
-    within('device write', at - VNET_HEADER, length + VNET_HEADER, receive.buffers - VNET_HEADER, timespec);
+    within('device write', at - VNET_HEADER, VNET_HEADER, receive.buffers - VNET_HEADER, timespec);
+    within('device write', at, length, receive.buffers, timespec);
     return this.#device.push(at, length);
   }
 }

@@ -130,7 +130,7 @@ export function layoutFor(options: MemoryOptions): Layout {
   let next = 1024; // nothing lives at the first addresses, so a zero offset is always a bug
   const guards: number[] = [];
   const take = (bytes: number, headroom = 0): number => {
-    const at = ((next + headroom + 63) & ~63) + 0;
+    const at = Math.ceil((next + headroom) / 64) * 64;
     next = at + bytes;
     guards.push(next);
     next += GUARD_BYTES;

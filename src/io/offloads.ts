@@ -19,10 +19,11 @@ export const offloadNames = (bits: number): OffloadName[] => OFFLOAD_NAMES.filte
 
 /**
  * Parses `all`, `none`, or a comma list in which `-name` takes one out: `all,-uso`, `tso4,gro`. A list that starts with a
- * minus starts from all. What cannot work alone goes with what it needs: without csum there is no tso4, tso6 or uso.
+ * minus starts from all. tso4, tso6 and uso need csum: naming one brings it, taking csum out takes them out.
  * Throws a RangeError that names the unknown word.
  */
 export function parseOffloads(text: string): number {
+  const needCsum = OFFLOADS.tso4 | OFFLOADS.tso6 | OFFLOADS.uso;
   const words = text.split(',').map((word) => word.trim());
   let bits = words[0].startsWith('-') ? ALL_OFFLOADS : 0;
   for (const word of words) {
@@ -31,8 +32,9 @@ export function parseOffloads(text: string): number {
     else if (word === 'none') bits = 0;
     else if (Object.hasOwn(OFFLOADS, name)) {
       const bit = OFFLOADS[name as OffloadName];
-      bits = word.startsWith('-') ? bits & ~bit : bits | bit;
+      if (!word.startsWith('-')) bits |= bit & needCsum ? bit | OFFLOADS.csum : bit;
+      else bits &= bit === OFFLOADS.csum ? ~(bit | needCsum) : ~bit;
     } else throw new RangeError(`unknown offload "${name}": use all, none, or ${OFFLOAD_NAMES.join(', ')}`);
   }
-  return bits & OFFLOADS.csum ? bits : bits & ~(OFFLOADS.tso4 | OFFLOADS.tso6 | OFFLOADS.uso);
+  return bits;
 }
