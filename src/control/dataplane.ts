@@ -11,7 +11,7 @@ import type { EngineSettings, WorkerData } from '../dataplane/settings.js';
 import { SharedWords } from '../dataplane/shared.js';
 import { Tables } from '../dataplane/tables.js';
 import { DEFAULT_MEMORY, EngineMemory, type MemoryOptions } from '../io/memory.js';
-import { offloadNames } from '../io/offloads.js';
+import { OFFLOADS, offloadNames } from '../io/offloads.js';
 import { SetupError } from '../io/setup-error.js';
 import { addressOf, errnoText, eventfd } from '../io/syscalls.js';
 import type { EventLog } from './event-log.js';
@@ -133,7 +133,10 @@ export class Dataplane {
     this.#timer = setInterval(() => this.#lookAtOffloads(), LOOK_EVERY);
   }
 
-  /** Stops the workers; resolves when they have ended, or after STOP_WITHIN all the same. */
+  /**
+   * Stops the workers; resolves when they have ended. Rejects after STOP_WITHIN: then their descriptors must stay open, since
+   * a worker may yet use them; the end of the process closes them.
+   */
   async stop(): Promise<void> {
     this.#stop.abort();
     this.#startFailed = undefined;
@@ -144,8 +147,7 @@ export class Dataplane {
     const ended = Promise.all(this.#slots.map((slot) => slot.exited)).then(() => true);
     const inTime = await Promise.race([ended, sleep(STOP_WITHIN, patience.signal)]);
     patience.abort();
-    // A worker that is still there may yet read its descriptors; the end of the process closes them.
-    if (inTime !== true) return;
+    if (inTime !== true) throw new Error('a dataplane worker does not end');
     this.#closed = true;
     for (const slot of this.#slots) closeSync(slot.wakeFd);
   }
@@ -160,7 +162,11 @@ export class Dataplane {
       deviceFd: io.deviceFds[index],
       socketFds: [socket4, socket6],
       wakeFd,
-      settings: { ...io.settings, offloads: this.offloads },
+      settings: {
+        ...io.settings,
+        offloads: this.offloads,
+        maxSegments: this.offloads & OFFLOADS.segment ? io.settings.maxSegments : 1,
+      },
     };
     const worker = new Worker(program ?? new URL('../dataplane/worker.js', import.meta.url), { workerData });
     const begun = performance.now();

@@ -5,11 +5,15 @@
  * none of our sockets reaches. A set of records with such a flaw is refused whole, so what is in force stays.
  */
 import type { Family } from '../dataplane/routes.js';
+import { MAX_PEERS } from '../io/memory.js';
 import { type Cidr, contains, overlaps, parseAddress, parseCidr } from './cidr.js';
 import type { PeerRecord, Records } from './records.js';
 
 /** Layer 3 has one network; the tables are keyed by it all the same. */
 const NETWORK = 0;
+
+/** Every link must carry IPv6 packets of this many bytes (RFC 8200 5). */
+const MTU_LEAST_IPV6 = 1280;
 
 /** Outer headers without options: IPv4 20, IPv6 40, and UDP 8 bytes. */
 export const OVERHEAD: Readonly<Record<Family, number>> = { 4: 28, 6: 48 };
@@ -86,7 +90,21 @@ export function planFor(records: Records, self: Self): Plan {
     names.set(record.address, record.name);
     if (called.has(record.name)) throw new RangeError(`two peers are called ${record.name}`);
     called.add(record.name);
-    peers.set(peer.key, { ...peer, mtu: (record.underlayMtu ?? self.underlayMtu) - OVERHEAD[peer.family] });
+    const within = self.networks.find((network) =>
+      contains(network, { bytes: peer.bytes, length: peer.bytes.length * 8 }),
+    );
+    if (within) {
+      throw new RangeError(
+        `peer ${record.name}: ${record.address} lies in --network ${within.text}: give its underlay address, not its overlay one`,
+      );
+    }
+    const mtu = (record.underlayMtu ?? self.underlayMtu) - OVERHEAD[peer.family];
+    if (mtu < MTU_LEAST_IPV6 && its.some((one) => one.prefix.family === 6)) {
+      throw new RangeError(
+        `peer ${record.name}: mtu ${record.underlayMtu} is too small for its IPv6 subnets: at least ${MTU_LEAST_IPV6 + OVERHEAD[peer.family]}`,
+      );
+    }
+    peers.set(peer.key, { ...peer, mtu });
     for (const one of its) {
       const network = self.networks.find((candidate) => candidate.family === one.prefix.family);
       if (!network) continue; // a family that this host's overlay does not have
@@ -96,6 +114,7 @@ export function planFor(records: Records, self: Self): Plan {
       owned.push(one);
     }
   }
+  if (peers.size > MAX_PEERS) throw new RangeError(`${peers.size} peers: at most ${MAX_PEERS} are possible`);
   return { peers, routes: routesOf(owned, peers, self) };
 }
 

@@ -84,7 +84,10 @@ export class AddressTable {
     this.#i32[at] = ref;
   }
 
-  /** Removes the entry of `ref` at an address (another peer may have taken the address over), and closes the gap (Knuth 6.4, algorithm R), so that no tombstones gather. */
+  /**
+   * Removes the entry of `ref` at an address (another peer may have taken the address over), and closes the gap (Knuth 6.4,
+   * algorithm R), so that no tombstones gather.
+   */
   remove(words: Int32Array, network: number, ref: PeerRef): void {
     let slot = hashAddress(words[0], words[1], words[2], words[3], network) & this.#mask;
     const matches = (at: number): boolean =>

@@ -177,7 +177,7 @@ export const ICMP_FORBIDDEN = counter(
   'outbound',
   'note',
   'icmp_forbidden',
-  'ICMP errors not made because the RFCs forbid them for that packet',
+  'ICMP errors not made: the RFCs forbid them for that packet, or the device has no address of that family',
 );
 
 export const COUNTER_INFOS: readonly CounterInfo[] = infos;

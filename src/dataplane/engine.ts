@@ -12,8 +12,8 @@ import { Outbox } from './outbox.js';
 import type { EngineSettings } from './settings.js';
 import { SharedWords } from './shared.js';
 
-/** Bytes one direction may move in a turn before the other has its turn. */
-export const TURN_BYTES = 1 << 20;
+/** Bytes one socket may bring in a turn before the device has its turn, which is bounded by packets. */
+const TURN_BYTES = 1 << 20;
 
 /** What a turn looks at, as poll found it. */
 export const READY_DEVICE = 1;
@@ -50,9 +50,9 @@ export class Engine {
     this.#inbound = new Inbound(memory, layout, kernels, device, this.#shared, view, settings);
   }
 
-  /** True while a full socket keeps the device waiting: poll it for POLLOUT, and the device not at all. */
-  get blocked(): boolean {
-    return this.#outbound.blocked;
+  /** READY_SOCKETS bits of the full sockets: poll those for POLLOUT, and the device not at all while there is one. */
+  get blocked(): number {
+    return this.#outbound.blocked << 1; // underlay i is READY_SOCKETS[i], 2 << i
   }
 
   /** True after a read found that the device is gone (deleted under us). */
@@ -74,7 +74,7 @@ export class Engine {
       const socket = this.#sockets[i];
       if (socket !== undefined && ready & READY_SOCKETS[i]) bytes += this.#inbound.run(socket, i, TURN_BYTES);
     }
-    if (bytes > 0 || ready & READY_DEVICE || this.#outbound.blocked) bytes += this.#outbound.run();
+    if (bytes > 0 || ready & READY_DEVICE || this.#outbound.blocked !== 0) bytes += this.#outbound.run();
     return bytes;
   }
 }

@@ -5,9 +5,6 @@
 import type { EngineMemory } from '../io/memory.js';
 import * as ip from '../packet/ip.js';
 
-/** Room that `fragmentIpv4` may need beyond the packet itself. */
-export const FRAGMENT_ROOM = 65536;
-
 /**
  * Writes the fragments of the packet at `at` one behind the other, beginning at `at`, and returns how many there are, each
  * `fragmentLength(…)` long but the last. `scratch` is room for a copy of the packet.

@@ -34,6 +34,8 @@ export class IcmpErrors {
   readonly #address6: Uint8Array | undefined;
   /** In thousandths of a token, so that milliseconds add up. */
   #tokens = ICMP_BURST * 1000;
+  /** "Too big" has tokens of its own: without it TCP stalls, so a scan that uses up the others must not stop it. */
+  #tooBigTokens = ICMP_BURST * 1000;
   #refilled = 0;
 
   constructor(
@@ -59,7 +61,9 @@ export class IcmpErrors {
   tick(now: number): void {
     const passed = Math.min((now - this.#refilled) | 0, 10_000);
     this.#refilled = now;
-    if (passed > 0) this.#tokens = Math.min(this.#tokens + passed * ICMP_RATE, ICMP_BURST * 1000);
+    if (passed <= 0) return;
+    this.#tokens = Math.min(this.#tokens + passed * ICMP_RATE, ICMP_BURST * 1000);
+    this.#tooBigTokens = Math.min(this.#tooBigTokens + passed * ICMP_RATE, ICMP_BURST * 1000);
   }
 
   /** The packet at `at` has no route. */
@@ -111,7 +115,7 @@ export class IcmpErrors {
     let next = view.getUint8(at + ip.IPV6_NEXT_HEADER);
     let offset = ip.IPV6_HEADER;
     while (offset + 8 <= length) {
-      if (next === ip.PROTOCOL_ICMPV6) return view.getUint8(at + offset) < icmp.ICMPV6_FIRST_INFORMATIONAL;
+      if (next === ip.PROTOCOL_ICMPV6) return icmp.isIcmpv6Error(view.getUint8(at + offset));
       if (next === ip.NEXT_FRAGMENT) {
         if (view.getUint16(at + offset + 2) & 0xfff8) return true; // not the first: no telling what it belongs to
         next = view.getUint8(at + offset);
@@ -127,22 +131,24 @@ export class IcmpErrors {
   }
 
   /** True if the rules and the rate allow an error; counts why not. */
-  #allowed(may: boolean): boolean {
+  #allowed(may: boolean, tooBig: boolean): boolean {
     if (!may) {
       this.#f64[this.#counters + ICMP_FORBIDDEN]++;
       return false;
     }
-    if (this.#tokens < 1000) {
+    if ((tooBig ? this.#tooBigTokens : this.#tokens) < 1000) {
       this.#f64[this.#counters + ICMP_LIMITED]++;
       return false;
     }
-    this.#tokens -= 1000;
+    if (tooBig) this.#tooBigTokens -= 1000;
+    else this.#tokens -= 1000;
     this.#f64[this.#counters + ICMP_MADE]++;
     return true;
   }
 
   #send4(at: number, length: number, type: number, code: number, mtu: number): void {
-    if (!this.#allowed(this.#address4 !== undefined && this.#mayAnswer4(at, length)) || !this.#address4) return;
+    const may = this.#address4 !== undefined && this.#mayAnswer4(at, length);
+    if (!this.#allowed(may, mtu !== 0) || !this.#address4) return;
     const view = this.#view;
     const to = this.#scratch;
     const body = to + ip.IPV4_HEADER;
@@ -166,7 +172,7 @@ export class IcmpErrors {
 
   #send6(at: number, length: number, type: number, code: number, mtu: number): void {
     const may = this.#address6 !== undefined && this.#mayAnswer6(at, length, type === icmp.ICMPV6_TOO_BIG);
-    if (!this.#allowed(may) || !this.#address6) return;
+    if (!this.#allowed(may, mtu !== 0) || !this.#address6) return;
     const view = this.#view;
     const to = this.#scratch;
     const body = to + ip.IPV6_HEADER;

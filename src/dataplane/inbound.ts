@@ -80,8 +80,6 @@ export class Inbound {
   /** Slots with an open merge, in the order they were opened. */
   readonly #openSlots = new Int32Array(MERGE_SLOTS);
   #openCount = 0;
-  /** Last value of each socket's overflow counter, which the kernel counts from the socket's birth. */
-  readonly #overflow = new Int32Array(2);
 
   // What the current message's control data said.
   #segment = 0;
@@ -125,6 +123,8 @@ export class Inbound {
       if (offloads & OFFLOADS.uso) this.#allow |= ALLOW_UDP | (Math.max(settings.maxSegments, MIN_UDP_SEGMENTS) << 8);
     }
     initReceiveArrays(memory, layout);
+    // A worker that died may have left merges open; their packets are lost with it.
+    memory.i32.fill(0, this.#states, this.#states + MERGE_SLOTS * MERGE_WORDS);
   }
 
   /** The table version for this turn. */
@@ -211,9 +211,11 @@ export class Inbound {
     }
   }
 
+  /** The kernel counts from the socket's birth; the last value is kept where a worker that follows this one finds it. */
   #noteOverflow(underlay: number, value: number): void {
-    this.#add(count.IN_OVERFLOW, (value - this.#overflow[underlay]) >>> 0);
-    this.#overflow[underlay] = value;
+    const last = (this.#layout.overflow >> 2) + underlay;
+    this.#add(count.IN_OVERFLOW, (value - this.#i32[last]) >>> 0);
+    this.#i32[last] = value;
   }
 
   /** The peer behind a struct sockaddr at `at`, or 0. */
@@ -390,7 +392,7 @@ export class Inbound {
 
   /**
    * The device refused a super-packet (some kernels do, against their own word): its segments go singly, and that kind is
-   * not merged again.
+   * not merged again; it is reported as that offload refused.
    */
   #unmerge(buffer: number, length: number, state: number, segments: number): void {
     const { scratch } = this.#layout;

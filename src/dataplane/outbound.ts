@@ -6,8 +6,7 @@
  * A packet is read into the arena right behind the one before it, which is where it leaves from: a plain packet is never
  * copied, a super-packet is split where it lies. A packet that goes no further leaves its place to the next one.
  *
- * On this wire the datagram is the inner packet, nothing more (flannel's udp backend), so encapsulation moves nothing:
- * HEADER and TRAILER are where another wire would put its bytes around each datagram.
+ * On this wire the datagram is the inner packet, nothing more (flannel's udp backend), so encapsulation moves nothing.
  */
 import { type Device, EAGAIN, EBADFD } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
@@ -22,22 +21,18 @@ import {
 import * as ip from '../packet/ip.js';
 import * as vnet from '../packet/virtio-net.js';
 import * as count from './counters.js';
-import { FRAGMENT_ROOM, fragmentIpv4, fragmentPayload } from './fragment.js';
+import { fragmentIpv4, fragmentPayload } from './fragment.js';
 import type { IcmpErrors } from './icmp-errors.js';
 import type { Outbox } from './outbox.js';
 import { PEER_FLAG_ECN, PEER_FLAGS, PEER_GENERATION, PEER_MTU, PEER_UNDERLAY } from './peers.js';
 import { lookup4, lookup6 } from './routes.js';
 
-/** Bytes of encapsulation before and behind each datagram. */
-export const HEADER = 0;
-export const TRAILER = 0;
-
 /** Packets of one batch (hot-path.md: 32 is best; fewer is worse, more no better). */
 export const PULL_PACKETS = 32;
-/** More segments than this from one super-packet is a lie: set-up limits them to a message's worth. */
-const MAX_SPLIT = 512;
-/** What a packet may need in the arena: itself, and headers or fragments on top. */
-const ROOM = MAX_PACKET + 1 + FRAGMENT_ROOM;
+/** More segments than this from one super-packet is a lie: 64 KiB at Linux's least segment size, 48 bytes, are 1,365. */
+const MAX_SPLIT = 1400;
+/** What a packet may need in the arena: itself, and the headers of its segments or fragments on top. */
+const ROOM = 4 * 65536;
 
 export class Outbound {
   readonly #memory: EngineMemory;
@@ -55,8 +50,13 @@ export class Outbound {
   #roots4 = 0;
   #roots6 = 0;
   #nodes = 0;
-  #blocked = false;
+  #blocked = 0;
   #deviceLost = false;
+  // The peer of the packet on its way: its slot, outbox, largest inner packet, and the outer TOS.
+  #slot = 0;
+  #outbox: Outbox;
+  #mtu = 0;
+  #tos = 0;
   /** Where the next packet is read to. */
   #at: number;
 
@@ -82,10 +82,12 @@ export class Outbound {
     this.#peers = memory.layout.peers >> 2;
     this.#arenaEnd = layout.arena + ARENA_BYTES;
     this.#at = layout.arena;
+    // Set anew before each use; some outbox, so that its type stays simple.
+    this.#outbox = outboxes[0] ?? (outboxes[1] as Outbox);
   }
 
-  /** True while a socket is full; the device is not read until it has taken what waits. */
-  get blocked(): boolean {
+  /** Bit set of the underlays whose socket is full; the device is not read until they have taken what waits. */
+  get blocked(): number {
     return this.#blocked;
   }
 
@@ -103,23 +105,23 @@ export class Outbound {
 
   /** Sends what a full socket left over. True when nothing is left. */
   flush(): boolean {
-    let all = true;
+    this.#blocked = 0;
     for (let i = 0; i < this.#outboxes.length; i++) {
       const outbox = this.#outboxes[i];
-      if (outbox !== undefined && !outbox.empty && !outbox.flush()) all = false;
+      if (outbox !== undefined && !outbox.empty && !outbox.flush()) this.#blocked |= 1 << i;
     }
-    this.#blocked = !all;
-    if (all) this.#at = this.#layout.arena;
-    return all;
+    if (this.#blocked !== 0) return false;
+    this.#at = this.#layout.arena;
+    return true;
   }
 
   /** One batch. Returns the bytes read, or 0 if the device had nothing or the socket is still full. */
   run(): number {
-    if (this.#blocked && !this.flush()) return 0;
+    if (this.#blocked !== 0 && !this.flush()) return 0;
     let bytes = 0;
     let packets = 0;
     while (packets < PULL_PACKETS && this.#hasRoom()) {
-      const at = this.#at + HEADER;
+      const at = this.#at;
       const length = this.#device.pull(at);
       if (length < 0) {
         if (length !== -EAGAIN) this.#deviceError(length);
@@ -169,8 +171,7 @@ export class Outbound {
     const ref = v4
       ? lookup4(this.#i32, this.#roots4, this.#nodes, view.getInt32(at + ip.IPV4_DESTINATION))
       : lookup6(this.#i32, this.#memory.u8, this.#roots6, this.#nodes, at + ip.IPV6_DESTINATION);
-    const slot = ref & 0xffff;
-    const peer = this.#peers + slot * (PEER_BYTES >> 2);
+    const peer = this.#peers + (ref & 0xffff) * (PEER_BYTES >> 2);
     const outbox = this.#outboxes[this.#i32[peer + PEER_UNDERLAY]];
     if (ref === 0 || this.#i32[peer + PEER_GENERATION] !== ref >>> 16 || outbox === undefined) {
       this.#drop(count.OUT_NO_ROUTE);
@@ -184,22 +185,29 @@ export class Outbound {
       return;
     }
 
+    this.#slot = ref & 0xffff;
+    this.#outbox = outbox;
+    this.#mtu = this.#i32[peer + PEER_MTU];
     // Outer ECN stays 0 unless the peer is known to handle it (RFC 6040 4.3, compatibility mode).
-    const tos = this.#i32[peer + PEER_FLAGS] & PEER_FLAG_ECN ? ip.ecnOf(view, at) : 0;
-    const mtu = this.#i32[peer + PEER_MTU];
+    this.#tos = this.#i32[peer + PEER_FLAGS] & PEER_FLAG_ECN ? ip.ecnOf(view, at) : 0;
     const offload = this.#i32[this.#layout.vnetIn >> 2] & 0xffff; // flags, gso_type
     if (offload >> 8 !== vnet.GSO_NONE) {
-      this.#forwardSuper(at, length, v4, offload, slot, outbox, mtu, tos);
+      this.#forwardSuper(at, length, v4, offload);
       return;
     }
     if (offload & vnet.VNET_NEEDS_CSUM && !this.#finishChecksum(at, length, v4)) return;
-    if (length > mtu) {
-      this.#tooBig(at, length, v4, slot, outbox, mtu, tos);
+    if (length > this.#mtu) {
+      this.#tooBig(at, length, v4);
       return;
     }
     this.#decrement(at, v4);
-    outbox.append(slot, at - HEADER, HEADER + length + TRAILER, 1, HEADER + length + TRAILER, tos);
-    this.#at = at + length + TRAILER;
+    this.#append(at, length, 1, length);
+  }
+
+  /** Datagrams of one packet, one behind the other at `at`: to the peer's message. The next packet is read behind them. */
+  #append(at: number, size: number, count: number, last: number): void {
+    this.#outbox.append(this.#slot, at, size, count, last, this.#tos);
+    this.#at = at + (count - 1) * size + last;
   }
 
   /** Counts what is carried but worth knowing. */
@@ -230,16 +238,7 @@ export class Outbound {
   }
 
   /** A super-packet: TCP (or UDP where USO is on) larger than a datagram, to be split into segments. */
-  #forwardSuper(
-    at: number,
-    length: number,
-    v4: boolean,
-    offload: number,
-    slot: number,
-    outbox: Outbox,
-    mtu: number,
-    tos: number,
-  ): void {
+  #forwardSuper(at: number, length: number, v4: boolean, offload: number): void {
     const view = this.#view;
     const header = this.#layout.vnetIn;
     const kind = (offload >> 8) & ~vnet.GSO_ECN;
@@ -247,25 +246,20 @@ export class Outbound {
     const l3 = transportStart(view, at, length, kind === vnet.GSO_UDP_L4 ? ip.PROTOCOL_UDP : ip.PROTOCOL_TCP);
     const headers = this.#superHeaders(at, length, v4, offload, kind, l3);
     const segments = Math.ceil((length - headers) / size);
-    if (
-      headers === 0 ||
-      size === 0 ||
-      segments > MAX_SPLIT ||
-      length + segments * (headers + HEADER + TRAILER) > ROOM
-    ) {
+    if (headers === 0 || size === 0 || segments > MAX_SPLIT || length + segments * headers > ROOM) {
       this.#drop(count.OUT_GSO);
       return;
     }
     this.#f64[this.#counters + count.OUT_SUPER]++;
     const tcp = kind !== vnet.GSO_UDP_L4;
-    if (headers + Math.min(size, length - headers) <= mtu) {
+    if (headers + Math.min(size, length - headers) <= this.#mtu) {
       this.#decrement(at, v4);
-      this.#split(at, length, l3, headers, size, tcp, slot, outbox, tos);
+      this.#split(at, length, l3, headers, size, tcp);
     } else if (!v4 || view.getUint16(at + ip.IPV4_FRAGMENT) & ip.IPV4_DF) {
       this.#drop(count.OUT_TOO_BIG);
-      this.#icmp.tooBig(at, length, mtu);
+      this.#icmp.tooBig(at, length, this.#mtu);
     } else {
-      this.#splitSmaller(at, length, l3, headers, size, tcp, slot, outbox, mtu, tos);
+      this.#splitSmaller(at, length, l3, headers, size, tcp);
     }
   }
 
@@ -278,54 +272,29 @@ export class Outbound {
     if (!kindFits || !(offload & vnet.VNET_NEEDS_CSUM) || l3 < 0) return 0;
     if (view.getUint16(header + vnet.VNET_CSUM_START, true) !== l3) return 0;
     if (view.getUint16(header + vnet.VNET_CSUM_OFFSET, true) !== (tcp ? 16 : 6)) return 0;
-    if (v4) {
-      if (view.getUint16(at + ip.IPV4_FRAGMENT) & (ip.IPV4_MF | ip.IPV4_OFFSET_MASK)) return 0;
-    }
+    if (v4 && view.getUint16(at + ip.IPV4_FRAGMENT) & (ip.IPV4_MF | ip.IPV4_OFFSET_MASK)) return 0;
     if (!tcp) return l3 + 8 < length ? l3 + 8 : 0;
     if (l3 + 20 > length) return 0;
     const headers = l3 + ((view.getUint8(at + l3 + 12) >> 4) << 2);
     return headers >= l3 + 20 && headers < length ? headers : 0;
   }
 
-  #split(
-    at: number,
-    length: number,
-    l3: number,
-    headers: number,
-    size: number,
-    tcp: boolean,
-    slot: number,
-    outbox: Outbox,
-    tos: number,
-  ): void {
-    const segments = this.#kernels.split(at, length, l3, headers, size, tcp ? 1 : 0, HEADER + TRAILER);
-    const datagram = HEADER + headers + size + TRAILER;
-    const last = HEADER + length - (segments - 1) * size + TRAILER;
+  #split(at: number, length: number, l3: number, headers: number, size: number, tcp: boolean): void {
+    const segments = this.#kernels.split(at, length, l3, headers, size, tcp ? 1 : 0, 0);
     this.#f64[this.#counters + count.OUT_SEGMENTS] += segments - 1;
-    outbox.append(slot, at - HEADER, datagram, segments, last, tos);
-    this.#at = at - HEADER + (segments - 1) * datagram + last;
+    this.#append(at, headers + size, segments, length - (segments - 1) * size);
   }
 
   /**
    * A super-packet whose segments do not fit, but may be fragmented. TCP is cut into smaller segments, which is as good as
    * what its sender meant; UDP datagrams keep their boundaries, so each is fragmented.
    */
-  #splitSmaller(
-    at: number,
-    length: number,
-    l3: number,
-    headers: number,
-    size: number,
-    tcp: boolean,
-    slot: number,
-    outbox: Outbox,
-    mtu: number,
-    tos: number,
-  ): void {
+  #splitSmaller(at: number, length: number, l3: number, headers: number, size: number, tcp: boolean): void {
+    const mtu = this.#mtu;
     const smaller = mtu - headers;
     if (tcp && smaller > 0 && Math.ceil((length - headers) / smaller) <= MAX_SPLIT) {
       this.#decrement(at, true);
-      this.#split(at, length, l3, headers, smaller, tcp, slot, outbox, tos);
+      this.#split(at, length, l3, headers, smaller, tcp);
       return;
     }
     // The segments go to the scratch area, and come back one by one to be fragmented.
@@ -333,7 +302,7 @@ export class Outbound {
     const segments = ((length - headers + size - 1) / size) | 0;
     const pieces = Math.ceil((headers + size) / Math.max(fragmentPayload(l3, mtu), 1));
     const room = (segments * pieces + segments) * headers + length;
-    if (tcp || fragmentPayload(l3, mtu) < 8 || room > FRAGMENT_ROOM + MAX_PACKET || segments * pieces > MAX_SPLIT) {
+    if (tcp || fragmentPayload(l3, mtu) < 8 || room > SCRATCH_HALF || segments * pieces > MAX_SPLIT) {
       this.#drop(count.OUT_TOO_BIG);
       return;
     }
@@ -343,26 +312,24 @@ export class Outbound {
     this.#f64[this.#counters + count.OUT_SEGMENTS] += segments - 1;
     for (let i = 0; i < segments; i++) {
       const bytes = i === segments - 1 ? length - (segments - 1) * size : headers + size;
-      this.#memory.u8.copyWithin(
-        this.#at + HEADER,
-        scratch + i * (headers + size),
-        scratch + i * (headers + size) + bytes,
-      );
-      if (bytes > mtu) {
-        this.#fragment(this.#at + HEADER, bytes, slot, outbox, mtu, tos, scratch + SCRATCH_HALF);
-      } else {
-        outbox.append(slot, this.#at, bytes, 1, bytes, tos);
-        this.#at += bytes;
-      }
+      this.#kernels.copy(this.#at, scratch + i * (headers + size), bytes);
+      if (bytes > mtu) this.#fragment(this.#at, bytes, scratch + SCRATCH_HALF);
+      else this.#append(this.#at, bytes, 1, bytes);
     }
   }
 
   /** A packet larger than its peer's path: answered (DF, IPv6) or fragmented. */
-  #tooBig(at: number, length: number, v4: boolean, slot: number, outbox: Outbox, mtu: number, tos: number): void {
+  #tooBig(at: number, length: number, v4: boolean): void {
+    const mtu = this.#mtu;
     const header = (this.#view.getUint8(at) & 15) << 2;
-    if (!v4 || this.#view.getUint16(at + ip.IPV4_FRAGMENT) & ip.IPV4_DF || fragmentPayload(header, mtu) < 8) {
+    const fragment = this.#view.getUint16(at + ip.IPV4_FRAGMENT);
+    if (!v4 || fragment & ip.IPV4_DF || fragmentPayload(header, mtu) < 8) {
       this.#drop(count.OUT_TOO_BIG);
       this.#icmp.tooBig(at, length, mtu);
+      return;
+    }
+    if (((fragment & ip.IPV4_OFFSET_MASK) << 3) + length - header > MAX_PACKET) {
+      this.#drop(count.OUT_TOTAL_LENGTH); // a fragment of more than there can be
       return;
     }
     if (Math.ceil((length - header) / fragmentPayload(header, mtu)) > MAX_SPLIT) {
@@ -370,17 +337,15 @@ export class Outbound {
       return;
     }
     this.#decrement(at, true);
-    this.#fragment(at, length, slot, outbox, mtu, tos, this.#layout.scratch);
+    this.#fragment(at, length, this.#layout.scratch);
   }
 
-  #fragment(at: number, length: number, slot: number, outbox: Outbox, mtu: number, tos: number, scratch: number): void {
+  #fragment(at: number, length: number, scratch: number): void {
     const header = (this.#view.getUint8(at) & 15) << 2;
-    const pieces = fragmentIpv4(this.#memory, this.#view, at, length, mtu, scratch);
-    const datagram = header + fragmentPayload(header, mtu);
-    const last = length - (pieces - 1) * (datagram - header);
+    const payload = fragmentPayload(header, this.#mtu);
+    const pieces = fragmentIpv4(this.#memory, this.#view, at, length, this.#mtu, scratch);
     this.#f64[this.#counters + count.OUT_FRAGMENTED] += pieces - 1;
-    outbox.append(slot, at - HEADER, datagram, pieces, last, tos);
-    this.#at = at - HEADER + (pieces - 1) * datagram + last;
+    this.#append(at, header + payload, pieces, length - (pieces - 1) * payload);
   }
 }
 

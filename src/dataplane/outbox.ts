@@ -6,7 +6,8 @@
  * changes. A shorter datagram may be the last of a message (udp(7)).
  *
  * Datagrams that lie one behind the other share a piece (iovec); the arena is filled in place, so a whole run is one piece.
- * What the socket does not take stays: `flush` says so, and the arena must not be reused until it says otherwise.
+ * What the socket does not take stays: `flush` says so, and the arena must not be reused until it says otherwise. A message
+ * keeps its peer's address, copied in the turn that looked it up: by the time it leaves, the peer may be another.
  */
 import { EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, type Socket } from '../io/device.js';
 import {
@@ -18,6 +19,7 @@ import {
   SEND_PIECES,
   SIZEOF_IOVEC,
   SIZEOF_MMSGHDR,
+  SIZEOF_SOCKADDR,
   type WorkerLayout,
 } from '../io/memory.js';
 import {
@@ -42,7 +44,7 @@ import {
   OUT_SENT,
   OUT_SENT_BYTES,
 } from './counters.js';
-import { PEER_MTU_SUSPECT, PEER_NAME, PEER_NAME_LENGTH } from './peers.js';
+import { PEER_GENERATION, PEER_MTU_SUSPECT, PEER_NAME, PEER_NAME_LENGTH } from './peers.js';
 import type { SharedWords } from './shared.js';
 
 /** Longest UDP payload over IPv4 (RFC 768, RFC 791): 65,535 - 20 - 8. */
@@ -59,6 +61,7 @@ export class Outbox {
   readonly #messages: number;
   readonly #iovecs: number;
   readonly #controls: number;
+  readonly #names: number;
   readonly #counters: number;
   readonly #peerCounters: number;
   readonly #socket: Socket;
@@ -67,6 +70,7 @@ export class Outbox {
 
   // Per message; private, so plain arrays that no other thread sees.
   readonly #peer = new Int32Array(SEND_MESSAGES);
+  readonly #generation = new Int32Array(SEND_MESSAGES);
   readonly #size = new Int32Array(SEND_MESSAGES);
   readonly #tos = new Int32Array(SEND_MESSAGES);
   readonly #segments = new Int32Array(SEND_MESSAGES);
@@ -102,6 +106,7 @@ export class Outbox {
     this.#messages = layout.send[underlay].messages;
     this.#iovecs = layout.send[underlay].iovecs;
     this.#controls = layout.send[underlay].controls;
+    this.#names = layout.send[underlay].names;
     this.#counters = layout.counters >> 3;
     this.#peerCounters = layout.peerCounters >> 3;
     this.#socket = socket;
@@ -114,10 +119,6 @@ export class Outbox {
   /** Messages that may still be opened. */
   get room(): number {
     return REPLAY - this.#count;
-  }
-
-  get maxSegments(): number {
-    return this.#maxSegments;
   }
 
   /** True when nothing waits to be sent. */
@@ -167,6 +168,7 @@ export class Outbox {
   #start(slot: number, size: number, tos: number): number {
     const m = this.#count++;
     this.#peer[m] = slot;
+    this.#generation[m] = this.#i32[((this.#peers + slot * PEER_BYTES) >> 2) + PEER_GENERATION];
     this.#size[m] = size;
     this.#tos[m] = tos;
     this.#segments[m] = 0;
@@ -223,24 +225,30 @@ export class Outbox {
 
   /** Writes what the kernel reads of a message: name, pieces, control. */
   #seal(m: number): void {
-    this.#writeMessage(m, this.#peer[m], this.#pieces[m], m);
+    this.#copyName(m);
+    this.#writeMessage(m, this.#pieces[m], m);
     if (this.#segments[m] > 1) {
       const control = this.#controls + m * SEND_CONTROL;
       this.#u16[(control + SEGMENT_DATA) >> 1] = this.#size[m];
     }
   }
 
-  /** Fills header `to` for message `m`. Segmentation comes first in the control bytes, so a single one starts behind it. */
-  #writeMessage(to: number, slot: number, pieces: number, m: number): void {
+  #copyName(m: number): void {
     const i32 = this.#i32;
-    const peer = this.#peers + slot * PEER_BYTES;
+    const peer = (this.#peers + this.#peer[m] * PEER_BYTES) >> 2;
+    const name = (this.#names + m * SIZEOF_SOCKADDR) >> 2;
+    for (let i = 0; i < SIZEOF_SOCKADDR >> 2; i++) i32[name + i] = i32[peer + PEER_NAME + i];
+    i32[(this.#messages + m * SIZEOF_MMSGHDR + MSG_NAMELEN) >> 2] = i32[peer + PEER_NAME_LENGTH];
+  }
+
+  /** Fills header `to` for message `m`. Segmentation comes first in the control bytes, so a single one starts behind it. */
+  #writeMessage(to: number, pieces: number, m: number): void {
+    const i32 = this.#i32;
     const message = this.#messages + to * SIZEOF_MMSGHDR;
     const control = this.#controls + to * SEND_CONTROL;
     const segmented = to === m && this.#segments[m] > 1;
     const tos = this.#tos[m];
     const start = segmented ? 0 : SEGMENT_SPACE;
-    this.#memory.writePointer(message + MSG_NAME, peer + (PEER_NAME << 2));
-    i32[(message + MSG_NAMELEN) >> 2] = i32[(peer >> 2) + PEER_NAME_LENGTH];
     i32[(message + MSG_IOVLEN) >> 2] = pieces;
     this.#memory.writePointer(message + MSG_CONTROL, control + start);
     i32[(message + MSG_CONTROLLEN) >> 2] =
@@ -252,9 +260,15 @@ export class Outbox {
     const f64 = this.#f64;
     f64[this.#counters + OUT_SENT] += datagrams;
     f64[this.#counters + OUT_SENT_BYTES] += bytes;
+    if (!this.#peerStands(m)) return;
     const peer = this.#peerCounters + this.#peer[m] * PEER_COUNTERS;
     f64[peer] += datagrams;
     f64[peer + 1] += bytes;
+  }
+
+  /** Whether the peer that message `m` is for is still the one in its slot. */
+  #peerStands(m: number): boolean {
+    return this.#i32[((this.#peers + this.#peer[m] * PEER_BYTES) >> 2) + PEER_GENERATION] === this.#generation[m];
   }
 
   /** The kernel refused a message whole. One that holds several datagrams is tried singly before anything is given up. */
@@ -277,8 +291,15 @@ export class Outbox {
       return;
     }
     this.#f64[this.#counters + OUT_PATH_MTU] += datagrams;
+    if (!this.#peerStands(m)) return;
     const suspect = ((this.#peers + this.#peer[m] * PEER_BYTES) >> 2) + PEER_MTU_SUSPECT;
     if (Atomics.exchange(this.#i32, suspect, 1) === 0) this.#shared.noteMtuEvent();
+  }
+
+  #useNameOf(m: number): void {
+    const replay = this.#messages + REPLAY * SIZEOF_MMSGHDR;
+    this.#memory.writePointer(replay + MSG_NAME, this.#names + m * SIZEOF_SOCKADDR);
+    this.#i32[(replay + MSG_NAMELEN) >> 2] = this.#i32[(this.#messages + m * SIZEOF_MMSGHDR + MSG_NAMELEN) >> 2];
   }
 
   /**
@@ -293,7 +314,8 @@ export class Outbox {
       const left = i32[piece + 2] - this.#replayAt;
       const length = Math.min(this.#size[m], left);
       const single = this.#iovecs + REPLAY * SEND_PIECES * SIZEOF_IOVEC;
-      this.#writeMessage(REPLAY, this.#peer[m], 1, m);
+      this.#writeMessage(REPLAY, 1, m);
+      this.#useNameOf(m);
       this.#memory.writeIovec(single, this.#memory.readPointer(piece << 2) + this.#replayAt, length);
       const result = this.#socket.push(REPLAY, 1);
       this.#f64[this.#counters + OUT_CALLS]++;

@@ -20,7 +20,6 @@ export const PEER_FLAGS = 3;
 export const PEER_NAME_LENGTH = 4;
 /** A worker sets it to 1 when the kernel said EMSGSIZE; control clears it when it has looked. */
 export const PEER_MTU_SUSPECT = 5;
-export const PEER_NETWORK = 6;
 /** struct sockaddr_in or sockaddr_in6, from word 8. */
 export const PEER_NAME = 8;
 
@@ -73,7 +72,6 @@ export class PeerSlots {
     i32[at + PEER_MTU] = spec.mtu;
     i32[at + PEER_FLAGS] = spec.ecn ? PEER_FLAG_ECN : 0;
     i32[at + PEER_NAME_LENGTH] = v4 ? 16 : 28;
-    i32[at + PEER_NETWORK] = spec.network;
     const name = (at + PEER_NAME) << 2;
     u8.set(socketAddress(spec.address, spec.port), name);
     // Nobody counts for this slot yet: the last peer's totals must not show under this one's name.

@@ -19,8 +19,6 @@ export interface Prefix {
   readonly length: number;
 }
 
-export const familyOf = (prefix: Prefix): Family => (prefix.bytes.length === 4 ? 4 : 6);
-
 const ROOT_BITS = 16;
 const NODE_BITS = 4;
 const NODE_ENTRIES = 1 << NODE_BITS;

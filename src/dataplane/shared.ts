@@ -5,7 +5,8 @@
  * A worker, at the start of every turn, stores its next epoch and then loads the active table version. Control flips the
  * version and then reads the epoch e: the worker may be in turn e with the old version, but any turn after e loads the
  * new one (both sides are sequentially consistent). So once the epoch differs from e, or the worker is not running, the
- * old version and the peers only it named may be reused.
+ * old version and the peers only it named may be reused. What a worker keeps over turns (messages that wait for a full
+ * socket) names no peer record: it has copied what it needs.
  */
 import type { EngineMemory } from '../io/memory.js';
 

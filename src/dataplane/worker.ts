@@ -39,6 +39,8 @@ class Loop {
   /** Indices of the first descriptor's events and revents in the u16 view; each further one is 4 on. */
   readonly #events: number;
   readonly #returned: number;
+  readonly #deviceFd: number;
+  readonly #deviceWord: number;
   readonly #clockPointer: number;
   readonly #clock: number;
   #spinning = false;
@@ -69,6 +71,9 @@ class Loop {
     this.#events = (layout.pollfds + 4) >> 1;
     this.#returned = (layout.pollfds + 6) >> 1;
     this.#u16[this.#events] = POLLIN;
+    this.#u16[this.#events + 4] = POLLIN;
+    this.#deviceFd = data.deviceFd;
+    this.#deviceWord = (layout.pollfds + SIZEOF_POLLFD) >> 2;
     this.#clockPointer = memory.pointer(layout.timespec);
     this.#clock = layout.timespec >> 2;
   }
@@ -77,8 +82,10 @@ class Loop {
   step(): void {
     const { blocked } = this.#engine;
     const u16 = this.#u16;
-    u16[this.#events + 4] = blocked ? 0 : POLLIN;
-    for (let i = 2; i < this.#fds; i++) u16[this.#events + i * 4] = blocked ? POLLIN | POLLOUT : POLLIN;
+    // While a socket is full poll must not look at the device, not even for errors: a descriptor of -1 is passed over.
+    this.#i32[this.#deviceWord] = blocked === 0 ? this.#deviceFd : -1;
+    for (let i = 2; i < this.#fds; i++)
+      u16[this.#events + i * 4] = blocked & this.#ready[i] ? POLLIN | POLLOUT : POLLIN;
     const found = poll(this.#pollPointer, this.#fds, this.#spinning ? 0 : POLL_MILLISECONDS);
     clockMonotonic(this.#clockPointer);
     // Both wrap; only differences are used.
@@ -86,7 +93,8 @@ class Loop {
     const nanoseconds = this.#i32[this.#clock + 2];
     const microseconds = (Math.imul(seconds, 1_000_000) + ((nanoseconds / 1000) | 0)) | 0;
     const milliseconds = (Math.imul(seconds, 1000) + ((nanoseconds / 1_000_000) | 0)) | 0;
-    const bytes = found > 0 ? this.#turn(milliseconds) : 0;
+    // After a sleep too: a turn's epoch is what control waits for, should its wake-up ever be lost.
+    const bytes = found > 0 || !this.#spinning ? this.#turn(milliseconds) : 0;
     if (bytes > 0) {
       this.#lastBusy = microseconds;
       this.#spinning = true;

@@ -8,12 +8,12 @@ import {
   ARENA_BYTES,
   type EngineMemory,
   MAX_PACKET,
-  PEER_BYTES,
   SEND_CONTROL,
   SEND_MESSAGES,
   SEND_PIECES,
   SIZEOF_IOVEC,
   SIZEOF_MMSGHDR,
+  SIZEOF_SOCKADDR,
   VNET_HEADER,
   type WorkerLayout,
 } from './memory.js';
@@ -73,11 +73,11 @@ export class CheckedSocket implements Socket {
 
   #check(m: number): void {
     const memory = this.#memory;
-    const { i32, layout } = memory;
-    const { messages, iovecs, controls } = this.#layout.send[this.#underlay];
+    const { i32 } = memory;
+    const { messages, iovecs, controls, names } = this.#layout.send[this.#underlay];
     const message = messages + m * SIZEOF_MMSGHDR;
-    const peersEnd = layout.peers + memory.options.peers * PEER_BYTES;
-    within('name', memory.readPointer(message + MSG_NAME), i32[(message + MSG_NAMELEN) >> 2], layout.peers, peersEnd);
+    const namesEnd = names + SEND_MESSAGES * SIZEOF_SOCKADDR;
+    within('name', memory.readPointer(message + MSG_NAME), i32[(message + MSG_NAMELEN) >> 2], names, namesEnd);
     const control = controls + m * SEND_CONTROL;
     const controlLength = i32[(message + MSG_CONTROLLEN) >> 2];
     within('control', memory.readPointer(message + MSG_CONTROL), controlLength, control, control + SEND_CONTROL);

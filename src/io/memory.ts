@@ -21,10 +21,13 @@ export interface MemoryOptions {
   readonly networks: number;
 }
 
-export const DEFAULT_MEMORY: MemoryOptions = { workers: 1, peers: 4096, routeNodes: 1 << 19, networks: 1 };
+/** Most peers of a node. There are twice as many slots, so that every peer can be replaced in one change. */
+export const MAX_PEERS = 4096;
+
+export const DEFAULT_MEMORY: MemoryOptions = { workers: 1, peers: 2 * MAX_PEERS, routeNodes: 1 << 19, networks: 1 };
 
 /** Most messages one sendmmsg batch may hold, per underlay. */
-export const SEND_MESSAGES = 1024;
+export const SEND_MESSAGES = 2048;
 /** Most separate pieces one outgoing message may gather. */
 export const SEND_PIECES = 16;
 /** Messages one recvmmsg takes (hot-path.md: 16). */
@@ -69,8 +72,13 @@ export interface WorkerLayout {
   /** One iovec for writev to the device. */
   readonly pushIov: number;
   readonly arena: number;
-  /** Per underlay: mmsghdr, iovec and control arrays of the outgoing batch. */
-  readonly send: readonly { readonly messages: number; readonly iovecs: number; readonly controls: number }[];
+  /** Per underlay: mmsghdr, iovec, control and sockaddr arrays of the outgoing batch. */
+  readonly send: readonly {
+    readonly messages: number;
+    readonly iovecs: number;
+    readonly controls: number;
+    readonly names: number;
+  }[];
   readonly receive: {
     readonly messages: number;
     readonly iovecs: number;
@@ -89,6 +97,8 @@ export interface WorkerLayout {
   readonly scratch: number;
   readonly pollfds: number;
   readonly timespec: number;
+  /** Last value of each socket's drop counter (SO_RXQ_OVFL), by underlay; outlives the worker. */
+  readonly overflow: number;
   /** Results of kernels that return more than one value. */
   readonly kernelOut: number;
 }
@@ -165,6 +175,7 @@ export function layoutFor(options: MemoryOptions): Layout {
         messages: take(SEND_MESSAGES * SIZEOF_MMSGHDR),
         iovecs: take(SEND_MESSAGES * SEND_PIECES * SIZEOF_IOVEC),
         controls: take(SEND_MESSAGES * SEND_CONTROL),
+        names: take(SEND_MESSAGES * SIZEOF_SOCKADDR),
       })),
       receive: {
         messages: take(RECEIVE_MESSAGES * SIZEOF_MMSGHDR),
@@ -180,6 +191,7 @@ export function layoutFor(options: MemoryOptions): Layout {
       scratch: take(SCRATCH_BYTES, HEADROOM),
       pollfds: take(64),
       timespec: take(16),
+      overflow: take(8),
       kernelOut: take(64),
     };
   });

@@ -34,14 +34,15 @@ export const SEGMENT_DATA = 16;
 export const SEGMENT_SPACE = 24;
 export const TOS_DATA = SEGMENT_SPACE + 16;
 
-/** Lays out one underlay's outgoing arrays: pointers to iovecs, and both control messages of every message. */
+/** Lays out one underlay's outgoing arrays: pointers to names and iovecs, and both control messages of every message. */
 export function initSendArrays(memory: EngineMemory, layout: WorkerLayout, underlay: number): void {
-  const { messages, iovecs, controls } = layout.send[underlay];
+  const { messages, iovecs, controls, names } = layout.send[underlay];
   const { i32 } = memory;
   for (let m = 0; m < SEND_MESSAGES; m++) {
     const message = messages + m * SIZEOF_MMSGHDR;
     const control = controls + m * SEND_CONTROL;
     i32.fill(0, message >> 2, (message + SIZEOF_MMSGHDR) >> 2);
+    memory.writePointer(message + MSG_NAME, names + m * SIZEOF_SOCKADDR);
     memory.writePointer(message + MSG_IOV, iovecs + m * SEND_PIECES * SIZEOF_IOVEC);
     i32.fill(0, control >> 2, (control + SEND_CONTROL) >> 2);
     i32[control >> 2] = CMSG_HEADER + 2;

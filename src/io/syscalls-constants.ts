@@ -37,5 +37,3 @@ export const MSG_DONTWAIT = 0x40;
 export const POLLIN = 1;
 export const POLLOUT = 4;
 export const POLLERR = 8;
-export const POLLHUP = 16;
-export const POLLNVAL = 32;

@@ -9,6 +9,7 @@
 // State of a slot, in words of 4 bytes:
 //   0 segments (0: closed)   1 bytes so far    2 IP and transport headers   3 IP header
 //   4 payload of a segment   5 next sequence   6 full: nothing may follow   7 protocol (6 or 17)   8 PSH seen
+import { copyHeaders, swap16 } from './bytes';
 import { copySumUp, fold, sumWide } from './checksum';
 
 // @ts-ignore: decorator
@@ -29,12 +30,6 @@ const TCP: u32 = 6;
 // @ts-ignore: decorator
 @inline
 const UDP: u32 = 17;
-
-// @ts-ignore: decorator
-@inline
-function swap16(v: u32): u32 {
-  return ((v & 0xff) << 8) | ((v >> 8) & 0xff);
-}
 
 // @ts-ignore: decorator
 @inline
@@ -193,14 +188,6 @@ function verified(at: usize, l3: i32, headers: i32, length: i32, protocol: u32, 
   const addresses = v4 ? sumWide(at + 12, 8) : sumWide(at + 8, 32);
   const s = payload + addresses + (protocol << 8) + swap16(length - l3) + sumWide(at + l3, headers - l3);
   return fold(s) == 0xffff;
-}
-
-// @ts-ignore: decorator
-@inline
-function copyHeaders(to: usize, from: usize, length: i32): void {
-  let i = 0;
-  for (; i + 8 <= length; i += 8) store<u64>(to + i, load<u64>(from + i));
-  if (i < length) store<u32>(to + i, load<u32>(from + i));
 }
 
 /**

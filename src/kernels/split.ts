@@ -3,6 +3,7 @@
 //
 // What Linux does in tcp_gso_segment and __udp_gso_segment: IPv4 id + i, lengths, sequence + i x size, FIN and PSH only on
 // the last segment, CWR only on the first, full checksums.
+import { copyHeaders, swap16 } from './bytes';
 import { copySumDown, fold, sumWide } from './checksum';
 
 // @ts-ignore: decorator
@@ -11,20 +12,6 @@ const FIN_PSH: u32 = 0x0900; // byte 13 of the TCP header, in the high byte of a
 // @ts-ignore: decorator
 @inline
 const CWR: u32 = 0x8000;
-
-// @ts-ignore: decorator
-@inline
-function swap16(v: u32): u32 {
-  return ((v & 0xff) << 8) | ((v >> 8) & 0xff);
-}
-
-// @ts-ignore: decorator
-@inline
-function copyHeaders(to: usize, from: usize, length: i32): void {
-  let i = 0;
-  for (; i + 8 <= length; i += 8) store<u64>(to + i, load<u64>(from + i));
-  if (i < length) store<u32>(to + i, load<u32>(from + i));
-}
 
 /**
  * The packet of `length` bytes at `at` has `l3` bytes of IP header and `headers` of IP and TCP or UDP header. Segments get

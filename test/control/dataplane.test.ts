@@ -103,7 +103,7 @@ t.test('a worker that does not listen is not waited for', async (t) => {
   const { dataplane } = setUp(1);
   await dataplane.start(io(IGNORE_STOP));
   const begun = performance.now();
-  await dataplane.stop();
+  await t.rejects(dataplane.stop(), { message: /does not end/ }, 'so that its descriptors stay open');
   const took = performance.now() - begun;
-  t.ok(took > 500 && took < 900, `${Math.round(took)} ms`);
+  t.ok(took < 900, `${Math.round(took)} ms`);
 });
