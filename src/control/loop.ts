@@ -8,7 +8,7 @@
 import { SetupError } from '../io/setup-error.js';
 import type { Applier } from './apply.js';
 import type { EventLog } from './event-log.js';
-import { planFor, type Self } from './plan.js';
+import { parseAhead, planFor, type Self } from './plan.js';
 import { reasonOf } from './reason.js';
 import { type Records, reduceRecords } from './records.js';
 import type { Cursor, Registry } from './registry.js';
@@ -128,7 +128,10 @@ export class ControlLoop {
       this.#dirty.silence();
       let retry = false;
       try {
-        const plan = planFor(this.#records, self);
+        const records = this.#records;
+        await parseAhead(records, signal);
+        if (signal.aborted) return;
+        const plan = planFor(records, self);
         retry = true; // from here on a failure may be of the moment
         const actions = await applier.apply(plan);
         this.#applied++;

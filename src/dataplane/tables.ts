@@ -13,15 +13,18 @@ import { SharedWords } from './shared.js';
 
 type Change = (version: { readonly routes: RouteTrie; readonly addresses: AddressTable }) => void;
 
-const prefixKey = (network: number, bytes: Uint8Array, length: number): string =>
-  `${network}/${length}/${String.fromCharCode(...bytes)}`;
+/** A number for IPv4: a fifth of what a string costs, and 10^5 of them change hands at once. */
+const prefixKey = (network: number, bytes: Uint8Array, length: number): number | string =>
+  bytes.length === 4
+    ? (network * 64 + length) * 2 ** 32 + (((bytes[0] << 24) | (bytes[1] << 16) | (bytes[2] << 8) | bytes[3]) >>> 0)
+    : `${network}/${length}/${String.fromCharCode(...bytes)}`;
 
 export class Tables {
   readonly #shared: SharedWords;
   readonly #versions;
   readonly #peers: PeerSlots;
   readonly #wake: () => void;
-  readonly #routes = new Map<string, PeerRef>();
+  readonly #routes = new Map<number | string, PeerRef>();
   readonly #addresses = new Map<PeerRef, { readonly words: Int32Array; readonly network: number }>();
   #changes: Change[] = [];
   #removed: PeerRef[] = [];

@@ -189,9 +189,9 @@ t.test('the checked ends throw on any address outside', async (t) => {
 
   initSendArrays(memory, layout, 0);
   const socket = new CheckedSocket(new MemorySocket(memory, layout, 0), memory, layout, 0);
-  const { messages, iovecs, controls } = layout.send[0];
+  const { messages, iovecs, controls, names } = layout.send[0];
   const good = (): void => {
-    memory.writePointer(messages, memory.layout.peers + 32);
+    memory.writePointer(messages, names);
     memory.i32[(messages + 8) >> 2] = 16;
     memory.writePointer(messages + 16, iovecs);
     memory.i32[(messages + 24) >> 2] = 1;
@@ -205,8 +205,8 @@ t.test('the checked ends throw on any address outside', async (t) => {
     memory.i32[index] = value;
   };
   const spoils: readonly (readonly [string, () => void])[] = [
-    ['name', () => memory.writePointer(messages, memory.layout.peers - 1)],
-    ['name length', () => setWord((messages + 8) >> 2, 8 * 128)],
+    ['name', () => memory.writePointer(messages, names - 1)],
+    ['name length', () => setWord((messages + 8) >> 2, SEND_MESSAGES * 32 + 1)],
     ['iovec array', () => memory.writePointer(messages + 16, iovecs + 16)],
     ['iovec count', () => setWord((messages + 24) >> 2, SEND_PIECES + 1)],
     ['iovec count below 0', () => setWord((messages + 24) >> 2, -1)],
