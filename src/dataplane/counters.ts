@@ -165,7 +165,7 @@ export const IN_OVERFLOW = counter(
   'inbound',
   'note',
   'socket_overflow',
-  "datagrams the kernel dropped because the socket's buffer was full",
+  "messages that the kernel dropped because the socket's buffer was full (with UDP_GRO one may hold many datagrams)",
 );
 
 // ICMP errors about outbound packets, written back to the device.

@@ -43,6 +43,9 @@ import {
 import { counterName, HOST_4, HOST_6, makeRig, type PeerOptions, type Rig, remote4, remote6 } from '../lib/rig.js';
 import { onTheWire } from '../lib/segment.js';
 
+// Millions of packets take longer than the default allows; test/run.ts has a limit for whole files.
+t.setTimeout(0);
+
 const full = process.env.WEFT_TEST_FULL === '1';
 const PACKETS = Number(process.env.WEFT_FUZZ_PACKETS ?? (full ? 1e8 : 1e6));
 const FIRST_SEED = Number(process.env.WEFT_FUZZ_SEED ?? Date.now() % 1e9);
@@ -448,7 +451,7 @@ async function round(seed: number): Promise<{ out: number; in: number; counters:
   };
 }
 
-t.test(`fuzz from seed ${FIRST_SEED}`, { timeout: full ? 0 : 300_000 }, async (t) => {
+t.test(`fuzz from seed ${FIRST_SEED}`, { timeout: 0 }, async (t) => {
   let out = 0;
   let into = 0;
   const counted = COUNTER_INFOS.map(() => 0);

@@ -37,6 +37,9 @@ import {
 import { HOST_4, HOST_6, makeRig, type Rig, remote4, remote6 } from '../lib/rig.js';
 import { onTheWire } from '../lib/segment.js';
 
+// A busy machine may be slow: longer than the default.
+t.setTimeout(180_000);
+
 const v4 = (change: Partial<IpSpec> = {}): IpSpec => ({ source: remote4(), destination: HOST_4, ...change });
 const v6 = (change: Partial<IpSpec> = {}): IpSpec => ({ source: remote6(), destination: HOST_6, ...change });
 const both = [v4, v6] as const;

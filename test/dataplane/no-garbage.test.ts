@@ -6,6 +6,9 @@ import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
 
+// A busy machine may be slow: longer than the default.
+t.setTimeout(600_000);
+
 const CHILD = fileURLToPath(new URL('../lib/no-garbage-child.js', import.meta.url));
 /** A young generation of 1 MB, so that a tenth of a byte a packet is too much. */
 const FLAGS = ['--trace-gc', '--expose-gc', '--min-semi-space-size=1', '--max-semi-space-size=1'];

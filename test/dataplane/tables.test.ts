@@ -10,6 +10,9 @@ import { EngineMemory, PEER_BYTES } from '../../src/io/memory.js';
 import { address, packet, pattern, plain, prefix, random, udp } from '../lib/packets.js';
 import { HOST_4, makeRig } from '../lib/rig.js';
 
+// A busy machine may be slow: longer than the default.
+t.setTimeout(180_000);
+
 const makeMemory = (options: { peers?: number; routeNodes?: number } = {}): EngineMemory =>
   EngineMemory.create({ workers: 1, peers: options.peers ?? 64, routeNodes: options.routeNodes ?? 4096, networks: 1 });
 

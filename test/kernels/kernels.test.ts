@@ -35,6 +35,9 @@ import {
 } from '../lib/packets.js';
 import { onTheWire } from '../lib/segment.js';
 
+// A busy machine may be slow: longer than the default.
+t.setTimeout(180_000);
+
 const memory = EngineMemory.create({ workers: 1, peers: 4, routeNodes: 16, networks: 1 });
 const kernels = loadKernels(memory);
 const layout = memory.layout.workers[0];
