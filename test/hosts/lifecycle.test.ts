@@ -7,20 +7,11 @@
 import { renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import {
-  answersPing,
-  type Host,
-  hostsImpossible,
-  Lab,
-  makeHosts,
-  NETWORK4,
-  sleep,
-  twoHosts,
-} from '../../race/hosts.js';
+import { answersPing, type Host, Lab, makeHosts, NETWORK4, sleep, twoHosts } from '../../race/hosts.js';
 import { Agent, MiB } from './lib/agents.js';
-import { type Assertions, assertConserved, type Counters, Weft, writePeers } from './lib/weft.js';
+import { type Assertions, assertConserved, type Counters, impossible, Weft, writePeers } from './lib/weft.js';
 
-const why = hostsImpossible();
+const why = impossible('nft');
 t.setTimeout(0);
 
 /** What the issue promises after a kill. */

@@ -12,12 +12,12 @@ import { cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'nod
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
-import { type Host, hostsImpossible, Lab, sleep, twoHosts } from '../../race/hosts.js';
-import { Agent, sendSegments } from './lib/agents.js';
+import { type Host, Lab, sleep, twoHosts } from '../../race/hosts.js';
+import { Agent, PYTHON, sendSegments } from './lib/agents.js';
 import { realPackets } from './lib/capture.js';
-import { assertConserved, DAEMON, FULL, Weft, writePeers } from './lib/weft.js';
+import { assertConserved, DAEMON, FULL, impossible, Weft, writePeers } from './lib/weft.js';
 
-const why = hostsImpossible();
+const why = impossible('ethtool', PYTHON);
 t.setTimeout(0);
 
 const PACKETS = FULL ? 40_000_000 : 10_000_000;

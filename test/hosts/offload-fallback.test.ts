@@ -5,11 +5,11 @@
  * (pidfd_getfd) and turns UDP checksums off on it, with which UDP_SEGMENT is EINVAL (kernel-interfaces: "UDP in batches").
  */
 import t from 'tap';
-import { answersPing, hostsImpossible, Lab, run, sleep, twoHosts } from '../../race/hosts.js';
+import { answersPing, Lab, run, sleep, twoHosts } from '../../race/hosts.js';
 import { Agent, MiB, PYTHON, sendSegments } from './lib/agents.js';
-import { assertConserved, Weft, writePeers } from './lib/weft.js';
+import { assertConserved, impossible, Weft, writePeers } from './lib/weft.js';
 
-const why = hostsImpossible();
+const why = impossible(PYTHON);
 t.setTimeout(0);
 
 /** Sets SO_NO_CHECK to argv[2] on every UDP socket of process argv[1] that is bound to port 8285; prints on how many. */

@@ -5,11 +5,11 @@
 import { renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { answersPing, hostsImpossible, Lab, makeHosts, peersFile, sleep, twoHosts } from '../../race/hosts.js';
+import { answersPing, Lab, makeHosts, peersFile, sleep, twoHosts } from '../../race/hosts.js';
 import { Agent, MiB } from './lib/agents.js';
-import { assertConserved, FULL, METRICS, Weft, writePeers } from './lib/weft.js';
+import { assertConserved, FULL, impossible, METRICS, Weft, writePeers } from './lib/weft.js';
 
-const why = hostsImpossible();
+const why = impossible();
 t.setTimeout(0);
 
 const ROUTES = 100_000;

@@ -9,12 +9,12 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { answersPing, type Host, hostsImpossible, Lab, makeHosts, twoHosts } from '../../race/hosts.js';
+import { answersPing, type Host, Lab, makeHosts, twoHosts } from '../../race/hosts.js';
 import { OFFLOAD_NAMES } from '../../src/io/offloads.js';
-import { Agent, MiB, sendSegments } from './lib/agents.js';
-import { type Assertions, assertConserved, FULL, METRICS, Weft, writePeers } from './lib/weft.js';
+import { Agent, MiB, PYTHON, sendSegments } from './lib/agents.js';
+import { type Assertions, assertConserved, FULL, impossible, METRICS, Weft, writePeers } from './lib/weft.js';
 
-const why = hostsImpossible();
+const why = impossible(PYTHON);
 t.setTimeout(0);
 
 const BULK = 1024 * MiB;

@@ -7,14 +7,22 @@
  * packet socket on the TUN itself.
  */
 import t from 'tap';
-import { type Host, hostsImpossible, Lab, type Namespace, run, sleep, twoHosts } from '../../race/hosts.js';
+import { type Host, Lab, type Namespace, run, sleep, twoHosts } from '../../race/hosts.js';
 import { type Decoded, decode } from '../lib/decode.js';
 import { changed, concat, extension, icmp, packet, pattern, rechecksum, TCP, UDP, udp } from '../lib/packets.js';
 import { Agent, MiB, PYTHON, sendSegments } from './lib/agents.js';
 import { Capture, type Carried, OVERLAY, realPackets } from './lib/capture.js';
-import { type Assertions, assertConserved, changes, Weft, type WeftOptions, writePeers } from './lib/weft.js';
+import {
+  type Assertions,
+  assertConserved,
+  changes,
+  impossible,
+  Weft,
+  type WeftOptions,
+  writePeers,
+} from './lib/weft.js';
 
-const why = hostsImpossible();
+const why = impossible('tcpdump', 'tshark', 'ethtool', PYTHON);
 t.setTimeout(0);
 
 const FRAGMENTATION_NEEDED = 4;

@@ -1,13 +1,29 @@
 /** A real weftd in a host of the lab, and its counters as an operator would read them: from /metrics. */
+import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Test } from 'tap';
-import { type Daemon, type Host, type Lab, NETWORK4, NETWORK6, peersFile, sleep } from '../../../race/hosts.js';
+import {
+  type Daemon,
+  type Host,
+  hostsImpossible,
+  type Lab,
+  NETWORK4,
+  NETWORK6,
+  peersFile,
+  sleep,
+} from '../../../race/hosts.js';
 
 export const DAEMON = fileURLToPath(new URL('../../../src/main.js', import.meta.url));
 /** Where every daemon of these tests serves its metrics, each in its own namespace. */
 export const METRICS = '127.0.0.1:9469';
+
+/** Why these tests can't run here, for a SKIPPED line: no root, no namespaces, or one of `commands` is missing. */
+export function impossible(...commands: string[]): string | undefined {
+  const missing = ['bash', 'ping', ...commands].filter((command) => spawnSync('which', [command]).status !== 0);
+  return hostsImpossible() ?? (missing.length > 0 ? `needs the commands ${missing.join(', ')}` : undefined);
+}
 
 /** True in `npm run test:full`. */
 export const FULL = process.env.WEFT_TEST_FULL === '1';
