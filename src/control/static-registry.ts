@@ -9,6 +9,7 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import * as v from 'valibot';
 import { reasonOf } from './reason.js';
 import { makeRecord, type PeerRecord } from './records.js';
@@ -19,34 +20,47 @@ const MOST_BYTES = 64 << 20;
 
 const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
 
-const fileSchema = v.strictObject({
-  peers: v.array(
-    v.strictObject({
-      name: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(253))),
-      address: v.string(),
-      port: v.optional(port),
-      subnets: v.array(v.string()),
-      mtu: v.optional(v.pipe(v.number(), v.integer(), v.minValue(576), v.maxValue(65535))),
-      ecn: v.optional(v.boolean()),
-    }),
-  ),
+const fileSchema = v.strictObject({ peers: v.array(v.unknown()) });
+
+const peerSchema = v.strictObject({
+  name: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(253))),
+  address: v.string(),
+  port: v.optional(port),
+  subnets: v.array(v.string()),
+  mtu: v.optional(v.pipe(v.number(), v.integer(), v.minValue(576), v.maxValue(65535))),
+  ecn: v.optional(v.boolean()),
 });
 
-/** The records in a peers file. Throws a RangeError or SyntaxError that says what is wrong. */
-export function parsePeers(text: string, defaultPort: number): PeerRecord[] {
-  const parsed = v.safeParse(fileSchema, JSON.parse(text));
-  if (!parsed.success) {
-    const issue = parsed.issues[0];
-    throw new RangeError([v.getDotPath(issue), issue.message].filter(Boolean).join(': '));
-  }
+/** Peers that are read before the event loop has its turn; each may have many subnets. */
+const SLICE = 16;
+
+/** What `schema` makes of `value`. Throws a RangeError that names the place and what is wrong there. */
+function check<T>(schema: v.GenericSchema<unknown, T>, value: unknown, place?: string): T {
+  const parsed = v.safeParse(schema, value);
+  if (parsed.success) return parsed.output;
+  const issue = parsed.issues[0];
+  const path = [place, v.getDotPath(issue)].filter(Boolean).join('.');
+  throw new RangeError([path, issue.message].filter(Boolean).join(': '));
+}
+
+/**
+ * The records in a peers file, read in slices so that a large one keeps no signal waiting. Rejects with a RangeError or
+ * SyntaxError that says what is wrong.
+ */
+export async function parsePeers(text: string, defaultPort: number): Promise<PeerRecord[]> {
+  const { peers } = check(fileSchema, JSON.parse(text));
   const seen = new Set<string>();
-  return parsed.output.peers.map((peer, i) => {
+  const records: PeerRecord[] = [];
+  for (const [i, one] of peers.entries()) {
+    if (i % SLICE === SLICE - 1) await setImmediate();
+    const peer = check(peerSchema, one, `peers.${i}`);
     const name = peer.name ?? peer.address;
     const id = seen.has(name) ? `${name} (${i})` : name; // two of one name are refused later, by name
     seen.add(id);
     const { address, subnets, mtu: underlayMtu, ecn = false } = peer;
-    return makeRecord({ id, name, address, port: peer.port ?? defaultPort, subnets, underlayMtu, ecn });
-  });
+    records.push(makeRecord({ id, name, address, port: peer.port ?? defaultPort, subnets, underlayMtu, ecn }));
+  }
+  return records;
 }
 
 export interface StaticRegistryTimes {
@@ -141,7 +155,7 @@ export class StaticRegistry implements Registry {
         });
         if (size > MOST_BYTES) throw new RangeError(`larger than ${MOST_BYTES} bytes`);
         const text = await readFile(this.#path, 'utf8');
-        return { text, records: parsePeers(text, this.#defaultPort) };
+        return { text, records: await parsePeers(text, this.#defaultPort) };
       } catch (error) {
         const reason = reasonOf(error);
         if (look === LOOKS || signal.aborted) {

@@ -15,7 +15,7 @@ const file = (...numbers: number[]): string => JSON.stringify({ peers: numbers.m
 t.test('the format', async (t) => {
   const text = `{"peers":[{"name":"b","address":"192.168.77.2","port":8286,"subnets":["10.5.2.0/24","fd00:5:0:2::/64"],
     "mtu":1400,"ecn":true},{"address":"fd77::3","subnets":[]}]}`;
-  t.same(parsePeers(text, 8285), [
+  t.same(await parsePeers(text, 8285), [
     {
       id: 'b',
       name: 'b',
@@ -39,8 +39,8 @@ t.test('the format', async (t) => {
     ['unknown key', [{ address: '10.0.0.1', subnet: ['10.5.2.0/24'], subnets: [] }], /^peers\.0\.subnet: /],
   ];
   for (const [what, peers, expected] of cases)
-    t.throws(() => parsePeers(JSON.stringify({ peers }), 8285), expected, what);
-  t.throws(() => parsePeers('{"peers":[', 8285), SyntaxError);
+    await t.rejects(parsePeers(JSON.stringify({ peers }), 8285), expected, what);
+  await t.rejects(parsePeers('{"peers":[', 8285), SyntaxError);
 });
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

@@ -222,6 +222,20 @@ else {
     const { sent } = await rig.left.stop();
     const { received, missing } = await rig.right.countedUpTo(sent);
     t.same({ received, missing }, { received: sent, missing: 0 }, 'the first lost nothing by all that');
+
+    // Two that keep out of each other's way may share a host.
+    const both = [rig.a, rig.b].map((host) => {
+      const file = join(rig.lab.dir, `second-${host.letter}.json`);
+      const entries = [rig.a, rig.b].map((one) => ({ address: one.underlay4, subnets: [`10.77.${one.number}.0/24`] }));
+      writeFileSync(file, JSON.stringify({ peers: entries }));
+      const args = ['--network', '10.77.0.0/16', '--subnet', `10.77.${host.number}.0/24`, '--port', '8300'];
+      return Weft.spawnBare(host, [...args, '--public-ip', host.underlay4, '--device', 'weft1', '--peers', file]);
+    });
+    await Promise.all(both.map((weft) => weft.ready()));
+    t.ok(await answersPing(rig.a.ns, '10.77.2.0'), 'a second daemon with device, port and network of its own works');
+    t.ok(await answersPing(rig.a.client, rig.b.client4), 'beside the first');
+    await both[0].stop();
+    t.ok(await answersPing(rig.a.client, rig.b.client4), 'and its end does not touch the first');
     t.ok(left.daemon.running, 'and runs');
   });
 
@@ -538,43 +552,46 @@ else {
     for (const weft of wefts) t.ok(weft.daemon.running, `${weft.host.letter} runs`);
   });
 
-  await t.test('the device is deleted', async (t) => {
-    const rig = await makeRig(t);
-    const wefts = await startBoth(rig);
-    const { a, b, left, right } = rig;
-    await right.expect();
-    await left.send(b.client4, 500);
-    for (const round of [1, 2]) {
-      await sleep(500);
-      a.ns.ip('link del flannel0');
-      await wefts[0].event('device_reopened', () => wefts[0].events('device_reopened').length === round, 20_000);
-      t.ok(await answersPing(a.client, b.client4, 10_000), `round ${round}: it makes the device again and goes on`);
-      t.match(
-        a.ns.runSync('ip', 'addr', 'show', 'dev', 'flannel0'),
-        'inet 10.5.1.0/32',
-        `round ${round}: with its address`,
+  for (const workers of [1, 2]) {
+    await t.test(`the device is deleted, ${workers} worker${workers > 1 ? 's' : ''}`, async (t) => {
+      const rig = await makeRig(t);
+      const wefts = await startBoth(rig, '--workers', String(workers));
+      const { a, b, left, right } = rig;
+      await right.expect();
+      await left.send(b.client4, 500);
+      for (const round of [1, 2]) {
+        await sleep(500);
+        a.ns.ip('link del flannel0');
+        await wefts[0].event('device_reopened', () => wefts[0].events('device_reopened').length === round, 20_000);
+        t.ok(await answersPing(a.client, b.client4, 10_000), `round ${round}: it makes the device again and goes on`);
+        t.match(
+          a.ns.runSync('ip', 'addr', 'show', 'dev', 'flannel0'),
+          'inet 10.5.1.0/32',
+          `round ${round}: with its address`,
+        );
+        t.match(a.ns.runSync('ip', 'route', 'show', NETWORK4), 'dev flannel0', `round ${round}: and its route`);
+      }
+      const { sent } = await left.stop();
+      const got = await right.countedUpTo(sent);
+      t.ok(
+        got.received > 0 && got.reordered + got.duplicates + got.wrong === 0,
+        `${got.received} of ${sent} came through`,
       );
-      t.match(a.ns.runSync('ip', 'route', 'show', NETWORK4), 'dev flannel0', `round ${round}: and its route`);
-    }
-    const { sent } = await left.stop();
-    const got = await right.countedUpTo(sent);
-    t.ok(
-      got.received > 0 && got.reordered + got.duplicates + got.wrong === 0,
-      `${got.received} of ${sent} came through`,
-    );
-    const now = await wefts[0].idle();
-    t.equal(now.in + now.made, now.sent + now.consumed + now.dropped, 'the books balance');
-    t.equal(await wefts[0].sample('weft_worker_restarts_total'), 2, 'two restarts, counted');
-    const took = await wefts[0].stop();
-    t.equal(wefts[0].daemon.child.exitCode, 0, `SIGTERM ends it as ever, after ${Math.round(took)} ms`);
-    t.notOk(linkExists(a, 'flannel0'), 'and the device goes with it');
+      const now = await wefts[0].idle();
+      t.equal(now.in + now.made, now.sent + now.consumed + now.dropped, 'the books balance');
+      t.equal(await wefts[0].sample('weft_workers_running'), workers, 'every worker runs');
+      t.equal(await wefts[0].sample('weft_worker_restarts_total'), 2 * workers, 'restarts are counted');
+      const took = await wefts[0].stop();
+      t.equal(wefts[0].daemon.child.exitCode, 0, `SIGTERM ends it as ever, after ${Math.round(took)} ms`);
+      t.notOk(linkExists(a, 'flannel0'), 'and the device goes with it');
 
-    // Down, and up again by hand; its route gone and put back.
-    b.ns.ip('link set flannel0 down');
-    await sleep(300);
-    b.ns.ip('link set flannel0 up', `route replace ${NETWORK4} dev flannel0`);
-    const again = await Weft.start(a, { peers: rig.peers });
-    t.ok(await answersPing(a.client, b.client4, 10_000), 'a device that was down and up again goes on');
-    t.ok(wefts[1].daemon.running && again.daemon.running, 'both run');
-  });
+      // Down, and up again by hand; its route gone and put back.
+      b.ns.ip('link set flannel0 down');
+      await sleep(300);
+      b.ns.ip('link set flannel0 up', `route replace ${NETWORK4} dev flannel0`);
+      const again = await Weft.start(a, { peers: rig.peers });
+      t.ok(await answersPing(a.client, b.client4, 10_000), 'a device that was down and up again goes on');
+      t.ok(wefts[1].daemon.running && again.daemon.running, 'both run');
+    });
+  }
 }

@@ -19,6 +19,6 @@ while (!shared.stopping() || (what === 1004 && Date.now() - begun < 2000)) {
   shared.beginTurn(data.worker);
   Atomics.wait(nothing, 0, 0, 5);
   if (what === 1002 && Date.now() - begun > 100) throw new Error('thrown by the stub');
-  if (what === 1003 && Date.now() - begun > 100) throw new Error('DEVICE_LOST');
+  if (what === 1003 && Date.now() - begun > 1000) throw new Error('DEVICE_LOST');
 }
 shared.setRunning(data.worker, false);
