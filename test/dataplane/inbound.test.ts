@@ -485,6 +485,24 @@ t.test('packets above the MTU are carried, and counted one by one', async (t) =>
       single(rig.name(0), packet(v4(), icmp(8, pattern(973)))),
     ]);
     t.equal(rig.counter('inbound.above_mtu'), 8);
+    // The MTU itself is not above it; nor is what just follows a longer one.
+    const counted = (...lengths: readonly number[]): number => {
+      const before = rig.counter('inbound.above_mtu');
+      let seq = 1;
+      const packets = lengths.map((length, i) => {
+        const made = packet(v4({ id: i }), tcp({ seq, payload: pattern(length - 52) }));
+        seq += length - 52;
+        return made;
+      });
+      rig.in([message(rig.name(0), packets)]);
+      return rig.counter('inbound.above_mtu') - before;
+    };
+    t.equal(counted(1001), 1);
+    t.equal(counted(1000), 0);
+    t.equal(counted(1001, 1001), 2);
+    t.equal(counted(1001, 1000), 1);
+    t.equal(counted(1200, 1200, 1001), 3);
+    t.equal(counted(1000, 1000, 900), 0);
     rig.audit();
   }
 });
@@ -740,6 +758,22 @@ t.test('every set of offloads delivers the same bytes', async (t) => {
     if (got.join() !== want.join()) t.fail(`offloads ${offloads}`);
   }
   t.equal(want?.length, 6);
+});
+
+t.test('per peer: packets and bytes in, counted for who sent them', async (t) => {
+  const rig = await makeRig({ peers: [{}, { address: 'fd99::2' }], settings: { sourceCheck: 'off' } });
+  const totals = (peer: number): number[] => {
+    const at = (rig.layout.peerCounters >> 3) + (rig.refs[peer] & 0xffff) * 4;
+    return [...rig.memory.f64.subarray(at, at + 4)];
+  };
+  const run = Array.from({ length: 5 }, (_, i) => packet(v4({ id: i }), tcp({ seq: i * 100, payload: pattern(100) })));
+  rig.in([message(rig.name(0), run), single(rig.name(0), new Uint8Array(3))]);
+  t.same(totals(0), [0, 0, 6, 5 * 152 + 3]);
+  rig.in([message(rig.name(1), run)], 1);
+  t.same(totals(1), [0, 0, 5, 5 * 152]);
+  rig.in([single(socketAddress(address('192.0.2.9'), 1), run[0])]);
+  t.same(totals(0), [0, 0, 6, 5 * 152 + 3], "a stranger's are nobody's");
+  rig.audit();
 });
 
 t.test('both underlays at once', async (t) => {

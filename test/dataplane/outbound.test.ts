@@ -69,6 +69,8 @@ t.test('what is well-formed goes out one hop on, to its peer, with right checksu
     superPacket(ip(), tcp({ payload: pattern(40000), flags: ACK | PSH }), 1400),
     superPacket(ip({ id: 65530 }), udp({ payload: pattern(9001) }), 500),
     superPacket(ip(), tcp({ payload: pattern(100) }), 1400), // one segment only
+    superPacket(ip(), tcp({ payload: pattern(4000), options: new Uint8Array(0) }), 1400),
+    superPacket(ip(), tcp({ payload: pattern(4000), options: new Uint8Array(40).fill(1) }), 1300),
   ]);
   packets.push(superPacket(v4({ options: new Uint8Array(8).fill(1) }), tcp({ payload: pattern(5000) }), 1000));
   packets.push(
@@ -91,7 +93,7 @@ t.test('what is well-formed goes out one hop on, to its peer, with right checksu
     t.equal(tos, 0);
   }
   const changes = rig.changes();
-  t.equal(changes['outbound.super_packets'], 8);
+  t.equal(changes['outbound.super_packets'], 12);
   t.equal(changes['outbound.ip_options'], 1);
   t.equal(changes['outbound.segments_made'], sent.length - packets.length);
   rig.audit();
@@ -522,6 +524,9 @@ t.test('errors are never sent about these', async (t) => {
     ],
     ['an unknown protocol', packet(v4(nowhere4), raw(200, pattern(4)))],
     ['no next header', packet(v6(nowhere6), raw(59, pattern(4)))],
+    ['source fd00:5:0:1::1', packet(v6({ ...nowhere6, source: 'fd00:5:0:1::1' }), udp())],
+    ['source fd00:5:0:1::', packet(v6({ ...nowhere6, source: 'fd00:5:0:1::' }), udp())],
+    ['source ::2', packet(v6({ ...nowhere6, source: '::2' }), udp())],
     ['source 223.255.255.254', packet(v4({ ...nowhere4, source: '223.255.255.254' }), udp())],
   ] as const) {
     rig.out(plain(bytes));
@@ -1116,6 +1121,26 @@ t.test('every combination of offloads carries the same bytes', async (t) => {
   }
 });
 
+t.test('per peer: packets and bytes out, singly or in messages; a successor begins at 0', async (t) => {
+  const rig = await makeRig({ peers: [{}, { address: 'fd99::2' }], memory: { peers: 2 } });
+  const totals = (peer: number): number[] => {
+    const at = (rig.layout.peerCounters >> 3) + (rig.refs[peer] & 0xffff) * 4;
+    return [...rig.memory.f64.subarray(at, at + 4)];
+  };
+  rig.out(plain(packet(v4(), udp({ payload: pattern(72) }))), superPacket(v4(), udp({ payload: pattern(250) }), 100));
+  t.same(totals(0), [4, 100 + 250 + 3 * 28, 0, 0]);
+  rig.sockets[1].failOnce = EINVAL; // so that it goes singly
+  rig.out(superPacket(v4({ destination: remote4(1) }), udp({ payload: pattern(250) }), 100));
+  t.same(totals(1), [3, 250 + 3 * 28, 0, 0]);
+  t.same(totals(0), [4, 100 + 250 + 3 * 28, 0, 0]);
+  for (const subnet of ['10.5.2.0/24', 'fd00:5:0:2::/64']) rig.tables.removeRoute(0, prefix(subnet));
+  rig.tables.removePeer(rig.refs[0]);
+  await rig.tables.commit();
+  rig.tables.addPeer({ address: address('203.0.113.66'), port: 8285, mtu: 1472, ecn: false, network: 0 });
+  t.same(totals(0), [0, 0, 0, 0]);
+  rig.audit();
+});
+
 t.test('what waits for a full socket goes to the peer it was for, though its slot has a new owner', async (t) => {
   const rig = await makeRig({ peers: [{}], memory: { peers: 1 } });
   const shared = new SharedWords(rig.memory);
@@ -1144,6 +1169,8 @@ t.test('what waits for a full socket goes to the peer it was for, though its slo
   rig.drain();
   const strangers = rig.take().sent.filter(({ name }) => [...name.subarray(4, 8)].join('.') !== '192.168.77.2');
   t.equal(strangers.length, 0, "the new owner never gets another's packets");
+  const counted = rig.layout.peerCounters >> 3;
+  t.same([...rig.memory.f64.subarray(counted, counted + 4)], [0, 0, 0, 0], 'nor are they counted for it');
   shared.setRunning(0, false);
   rig.audit();
 });
