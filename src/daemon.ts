@@ -76,7 +76,7 @@ async function start(
   const self = { addresses: underlay.addresses, networks, subnets, underlayMtu: underlay.mtu };
   const loop = new ControlLoop({ registry, self, applier, log });
   undo.push(() => loop.stop());
-  await loop.start();
+  await Promise.race([loop.start(), aborted(signal)]);
   signal.throwIfAborted();
 
   const pathMtu = new PathMtu({
@@ -161,6 +161,13 @@ async function start(
     reused,
   });
 }
+
+/** Resolves when `signal` aborts. */
+const aborted = (signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener('abort', () => resolve(), { once: true });
+  });
 
 /** By worker, one socket an address; all of an address share its port. */
 function openSockets(underlay: Underlay, { port, workers, offloads }: Config): UdpSocket[][] {

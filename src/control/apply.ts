@@ -2,6 +2,7 @@
  * Carries out a plan on the tables: action by action in reconcile's order; if one fails, what was done is undone and the
  * tables hold what they held. A long list is committed in parts: each part is safe to see by itself, because of the order.
  */
+import { setImmediate } from 'node:timers/promises';
 import type { PeerRef } from '../dataplane/peers.js';
 import type { Tables } from '../dataplane/tables.js';
 import { EMPTY_PLAN, type Plan, type PlannedPeer, type PlannedRoute } from './plan.js';
@@ -38,7 +39,10 @@ export class Applier {
     let done = 0;
     try {
       for (; done < actions.length; done++) {
-        if (done > 0 && done % ACTIONS_PER_COMMIT === 0) await this.#tables.commit();
+        if (done > 0 && done % ACTIONS_PER_COMMIT === 0) {
+          await this.#tables.commit();
+          await setImmediate(); // a commit waits for workers; at the start there are none, and signals want their turn
+        }
         this.#do(actions[done]);
       }
     } catch (error) {
