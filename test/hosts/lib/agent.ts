@@ -432,11 +432,15 @@ async function datagrams(command: AgentCommand & { op: 'datagrams' }): Promise<o
   return {};
 }
 
+/** Nothing else holds a raw socket, or a promise that waits for one: without this the garbage collector takes both. */
+const rawSockets = new Set<RawSocket>();
+
 /** Whole IPv4 packets through raw-socket, header and all; the kernel fills in only the total length and the checksum. */
 async function raw(command: AgentCommand & { op: 'raw' }): Promise<object> {
   const module = (await import('raw-socket' as string)) as { default: RawSocketModule };
   const api = module.default;
   const socket = api.createSocket({ protocol: 255 });
+  rawSockets.add(socket);
   socket.setOption(api.SocketLevel.IPPROTO_IP, api.SocketOption.IP_HDRINCL, Buffer.from([1, 0, 0, 0]), 4);
   for (const text of command.hex) {
     const bytes = Buffer.from(text, 'hex');
@@ -444,6 +448,7 @@ async function raw(command: AgentCommand & { op: 'raw' }): Promise<object> {
       socket.send(bytes, 0, bytes.length, command.address, (error) => (error ? reject(error) : resolve()));
     });
   }
+  rawSockets.delete(socket);
   socket.close();
   return {};
 }

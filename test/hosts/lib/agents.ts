@@ -19,6 +19,7 @@ export class Agent {
   readonly #child: ChildProcess;
   readonly #waiting: ((line: string | undefined) => void)[] = [];
   #stderr = '';
+  #ended = false;
 
   private constructor(child: ChildProcess) {
     this.#child = child;
@@ -28,6 +29,7 @@ export class Agent {
     const lines = createInterface({ input: child.stdout! });
     lines.on('line', (line) => this.#waiting.shift()?.(line));
     lines.on('close', () => {
+      this.#ended = true;
       for (const wake of this.#waiting.splice(0)) wake(undefined);
     });
     child.stdin?.on('error', () => {});
@@ -42,6 +44,7 @@ export class Agent {
 
   async ask<Answer>(command: AgentCommand): Promise<Answer> {
     const line = await new Promise<string | undefined>((resolve) => {
+      if (this.#ended) return resolve(undefined);
       this.#waiting.push(resolve);
       this.#child.stdin?.write(`${JSON.stringify(command)}\n`);
     });
