@@ -1,6 +1,6 @@
 /** The kernel's numbers that go with syscalls.ts; apart, so that what runs in memory loads no native code. */
 
-// Sources: asm-generic/socket.h, linux/in.h, in6.h, udp.h, poll.h
+// Sources: asm-generic/socket.h, linux/in.h, in6.h, udp.h, poll.h, fcntl.h
 
 export const AF_INET = 2;
 export const AF_INET6 = 10;
@@ -37,3 +37,9 @@ export const MSG_DONTWAIT = 0x40;
 export const POLLIN = 1;
 export const POLLOUT = 4;
 export const POLLERR = 8;
+
+export const LOCK_SH = 1;
+export const LOCK_EX = 2;
+/** With either of the two: do not wait. */
+export const LOCK_NB = 4;
+export const LOCK_UN = 8;

@@ -38,6 +38,7 @@ const c = {
   ioctl: define('int ioctl(int fd, uint64_t request, uint8_t *argument)'),
   ioctlValue: define('int ioctl(int fd, uint64_t request, uint64_t argument)'),
   eventfd: define('int eventfd(unsigned int initial, int flags)'),
+  flock: define('int flock(int fd, int operation)'),
   memmove: define('uint64_t memmove(uint8_t *to, uint8_t *from, uint64_t length)'),
 };
 
@@ -87,6 +88,8 @@ export const ioctlValue = (fd: number, request: number, value: number): number =
   orErrno(c.ioctlValue(fd, request, value));
 /** eventfd(2), non-blocking and close-on-exec. */
 export const eventfd = (): number => orErrno(c.eventfd(0, 0o2004000));
+/** flock(2): 0, or -errno. `operation`: LOCK_* of syscalls-constants.ts. */
+export const flock = (fd: number, operation: number): number => orErrno(c.flock(fd, operation));
 /** The address of a typed array's first byte. The caller keeps the array alive. */
 export const addressOf = (bytes: Uint8Array): number => c.memmove(bytes, bytes, 0);
 
