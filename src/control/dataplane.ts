@@ -111,6 +111,13 @@ export class Dataplane {
     for (const slot of this.#slots) writeSync(slot.wakeFd, ONE);
   }
 
+  /** Lets packets through until `until`, in milliseconds of CLOCK_MONOTONIC; without a call there is no end. */
+  setGate(until: number): void {
+    const shut = !this.shared.gateOpen(Number(process.hrtime.bigint() / 1_000_000n) | 0);
+    this.shared.setGate(until);
+    if (shut) this.wake();
+  }
+
   /** Starts the workers; resolves once each has taken a turn. Throws a SetupError when one ends or does not get there. */
   async start(io: DataplaneIo): Promise<void> {
     this.#io = io;

@@ -60,6 +60,11 @@ export class Engine {
     return this.#outbound.deviceLost;
   }
 
+  /** A turn that touches no packet: control learns that the tables in use are the active ones. */
+  pause(): void {
+    this.#shared.beginTurn(this.#worker);
+  }
+
   /**
    * One turn: inbound first, then outbound, so that the acknowledgements which the host answers with leave in the same pass
    * (hot-path.md 4). `now` in milliseconds; `ready`: READY_* bits of what may have something. Returns the bytes moved.

@@ -16,6 +16,10 @@ const STOP = 1;
 const REFUSED_OFFLOADS = 2;
 /** Count of peers whose path MTU a worker found too large; control looks for them when it changes. */
 const MTU_EVENTS = 3;
+/** 1 while forwarding ends at GATE_UNTIL; a process whose control sleeps must not outlive its lease. */
+const GATED = 4;
+/** Milliseconds of CLOCK_MONOTONIC, wrapped to 32 bits. */
+const GATE_UNTIL = 5;
 const EPOCHS = 16;
 const RUNNING = 32;
 
@@ -68,6 +72,17 @@ export class SharedWords {
 
   stopping(): boolean {
     return Atomics.load(this.#words, STOP) !== 0;
+  }
+
+  /** Control: packets may be forwarded until `until`, in milliseconds of CLOCK_MONOTONIC, at most 24 days ahead. */
+  setGate(until: number): void {
+    Atomics.store(this.#words, GATE_UNTIL, until | 0);
+    Atomics.store(this.#words, GATED, 1);
+  }
+
+  /** Worker: may packets be forwarded at `now`, milliseconds of CLOCK_MONOTONIC wrapped to 32 bits? */
+  gateOpen(now: number): boolean {
+    return this.#words[GATED] === 0 || ((Atomics.load(this.#words, GATE_UNTIL) - now) | 0) > 0;
   }
 
   /** Worker: an offload that the kernel refused at run time, as a bit of io/offloads.ts. */

@@ -28,6 +28,7 @@ class Loop {
   readonly #u16: Uint16Array;
   readonly #memory: EngineMemory;
   readonly #engine: Engine;
+  readonly #shared: SharedWords;
   readonly #scratch: number;
   readonly #wakeFd: number;
   readonly #wakeIov: number;
@@ -45,13 +46,16 @@ class Loop {
   readonly #clock: number;
   #spinning = false;
   #lastBusy = 0;
+  /** Descriptors that poll looks at: all of them, or, while the gate is shut, only the first, by which control wakes us. */
+  #polled: number;
 
-  constructor(data: WorkerData, memory: EngineMemory, engine: Engine) {
+  constructor(data: WorkerData, memory: EngineMemory, shared: SharedWords, engine: Engine) {
     const layout = memory.layout.workers[data.worker];
     this.#i32 = memory.i32;
     this.#u16 = memory.u16;
     this.#memory = memory;
     this.#engine = engine;
+    this.#shared = shared;
     this.#scratch = layout.scratch;
     this.#wakeFd = data.wakeFd;
     // The push iovec: every push writes it anew.
@@ -63,6 +67,7 @@ class Loop {
       ...data.socketFds.map((fd, i) => ({ fd, ready: READY_SOCKETS[i] })).filter(({ fd }) => fd >= 0),
     ];
     this.#fds = fds.length;
+    this.#polled = fds.length;
     this.#ready = Int32Array.from(fds, ({ ready }) => ready);
     fds.forEach(({ fd }, i) => {
       this.#i32[(layout.pollfds + i * SIZEOF_POLLFD) >> 2] = fd;
@@ -86,13 +91,21 @@ class Loop {
     this.#i32[this.#deviceWord] = blocked === 0 ? this.#deviceFd : -1;
     for (let i = 2; i < this.#fds; i++)
       u16[this.#events + i * 4] = blocked & this.#ready[i] ? POLLIN | POLLOUT : POLLIN;
-    const found = poll(this.#pollPointer, this.#fds, this.#spinning ? 0 : POLL_MILLISECONDS);
+    const found = poll(this.#pollPointer, this.#polled, this.#spinning ? 0 : POLL_MILLISECONDS);
     clockMonotonic(this.#clockPointer);
     // Both wrap; only differences are used.
     const seconds = this.#i32[this.#clock];
     const nanoseconds = this.#i32[this.#clock + 2];
     const microseconds = (Math.imul(seconds, 1_000_000) + ((nanoseconds / 1000) | 0)) | 0;
     const milliseconds = (Math.imul(seconds, 1000) + ((nanoseconds / 1_000_000) | 0)) | 0;
+    if (!this.#shared.gateOpen(milliseconds)) {
+      this.#wait();
+      return;
+    }
+    if (this.#polled !== this.#fds) {
+      this.#polled = this.#fds; // what poll found was of one descriptor only: look again
+      return;
+    }
     // After a sleep too: a turn's epoch is what control waits for, should its wake-up ever be lost.
     const bytes = found > 0 || !this.#spinning ? this.#turn(milliseconds) : 0;
     if (bytes > 0) {
@@ -105,12 +118,23 @@ class Loop {
     }
   }
 
+  /** The gate is shut: packets stay in the kernel's queues, and only control's wake-ups are looked for. */
+  #wait(): void {
+    this.#polled = 1;
+    this.#spinning = false;
+    this.#clearWake();
+    this.#engine.pause();
+  }
+
+  #clearWake(): void {
+    if (this.#u16[this.#returned] === 0) return;
+    this.#memory.writeIovec(this.#wakeIov, this.#scratch, 8);
+    readv(this.#wakeFd, this.#wakePointer, 1);
+  }
+
   #turn(now: number): number {
     const u16 = this.#u16;
-    if (u16[this.#returned] !== 0) {
-      this.#memory.writeIovec(this.#wakeIov, this.#scratch, 8);
-      readv(this.#wakeFd, this.#wakePointer, 1);
-    }
+    this.#clearWake();
     let ready = 0;
     for (let i = 1; i < this.#fds; i++) if (u16[this.#returned + i * 4] !== 0) ready |= this.#ready[i];
     const bytes = this.#engine.turn(now, ready);
@@ -131,7 +155,7 @@ function main(data: WorkerData): void {
     const socket = new UdpSocketIo(memory, layout, fd, i);
     return checked ? new CheckedSocket(socket, memory, layout, i) : socket;
   });
-  const loop = new Loop(data, memory, new Engine(memory, data.worker, device, sockets, data.settings));
+  const loop = new Loop(data, memory, shared, new Engine(memory, data.worker, device, sockets, data.settings));
   shared.setRunning(data.worker, true);
   while (!shared.stopping()) loop.step();
   shared.setRunning(data.worker, false);
