@@ -56,18 +56,64 @@ export function parseHostAddress(text: string): Address {
  * that was probably meant), or not unicast.
  */
 export function parseCidr(text: string): Cidr {
+  const { address, prefix } = parseAddressAndLength(text);
+  if (!equalBytes(prefix.bytes, address.bytes)) throw new RangeError(`"${text}" has host bits set (${prefix.text}?)`);
+  return prefix;
+}
+
+/** The prefix of an address on it: `10.5.1.0/24` of `10.5.1.1/24`. Throws a RangeError: not a CIDR, or not unicast. */
+export const parsePrefixOf = (text: string): Cidr => parseAddressAndLength(text).prefix;
+
+function parseAddressAndLength(text: string): { readonly address: Address; readonly prefix: Cidr } {
   const match = /^([^/]+)\/(0|[1-9]\d{0,2})$/.exec(text);
   if (!match) throw new RangeError(`"${text}" is not a CIDR`);
   const address = parseAddress(match[1]);
   const length = Number(match[2]);
   const bits = address.bytes.length * 8;
   if (length > bits) throw new RangeError(`"${text}" has a prefix length above ${bits}`);
-  const bytes = maskedBytes(address.bytes, length);
-  const cidr = `${textOf(bytes)}/${length}`;
-  if (!equalBytes(bytes, address.bytes)) throw new RangeError(`"${text}" has host bits set (${cidr}?)`);
-  const range = rangeOf(address);
+  const prefix = cidrOf(address.bytes, length);
+  const range = rangeOf({ ...address, bytes: prefix.bytes });
   if (NO_NETWORK.has(range)) throw new RangeError(`"${text}" is ${words(range)}, not unicast`);
-  return { family: address.family, bytes, length, text: cidr };
+  return { address, prefix };
+}
+
+/** The prefix of that length that has the address in `bytes`. */
+export function cidrOf(bytes: Uint8Array, length: number): Cidr {
+  const masked = maskedBytes(bytes, length);
+  return { family: masked.length === 4 ? 4 : 6, bytes: masked, length, text: `${textOf(masked)}/${length}` };
+}
+
+/** The address in `bytes`. */
+export const addressOf = (bytes: Uint8Array): Address => ({
+  family: bytes.length === 4 ? 4 : 6,
+  bytes,
+  text: textOf(bytes),
+});
+
+/** The base address of the next prefix of the same length; undefined after the last one of the family. */
+export function nextBase({ bytes, length }: Prefix): Uint8Array | undefined {
+  const next = Uint8Array.from(bytes);
+  let step = 1 << (7 - ((length + 7) & 7)); // the last bit of the prefix, in its byte
+  for (let i = (length - 1) >> 3; i >= 0; i--) {
+    const sum = next[i] + step;
+    next[i] = sum; // modulo 256
+    if (sum < 256) return next;
+    step = 1;
+  }
+  return undefined;
+}
+
+/** The base address of the last prefix of length `inner` in a shorter one. */
+export const lastBase = ({ bytes, length }: Prefix, inner: number): Uint8Array =>
+  maskedBytes(
+    bytes.map((byte, i) => byte | (0xff >> Math.min(8, Math.max(0, length - i * 8)))),
+    inner,
+  );
+
+/** Negative, 0 or positive: the order of two addresses of one family. */
+export function compareAddresses(a: Uint8Array, b: Uint8Array): number {
+  const differs = a.findIndex((byte, i) => byte !== b[i]);
+  return differs < 0 ? 0 : a[differs] - b[differs];
 }
 
 /** Canonical text of 4 or 16 bytes. */
