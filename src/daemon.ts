@@ -1,21 +1,23 @@
 /**
  * weftd, put together. Starting goes from what changes nothing (looking, checking, locking) to what does (device, routes), so
- * that most mistakes leave no trace; the workers come last, on tables that are filled. Stopping goes the other way.
+ * that most mistakes leave no trace (a lease that was taken ends by itself); the workers come last, on tables that are filled. Stopping goes the other way.
  */
 import { closeSync } from 'node:fs';
-import { type Config, MTU_LEAST, MTU_LEAST_IPV6, MTU_MOST } from './config.js';
+import { join } from 'node:path';
+import { type Config, DIRECTORY, wishOf } from './config.js';
 import { Applier } from './control/apply.js';
 import { type Address, type Cidr, textOf } from './control/cidr.js';
 import { Dataplane } from './control/dataplane.js';
 import type { EventLog } from './control/event-log.js';
-import { ControlLoop } from './control/loop.js';
+import { ControlLoop, type LoopState } from './control/loop.js';
+import { becomeMember } from './control/membership.js';
 import { PathMtu } from './control/path-mtu.js';
-import { StaticRegistry } from './control/static-registry.js';
-import { findUnderlay, type Underlay } from './control/underlay.js';
+import { deviceMtuOf, findUnderlay, type Underlay } from './control/underlay.js';
 import { checkRoutes, isOurs, markDevice, setUpDevice } from './host/device.js';
 import { lockDevice } from './host/lock.js';
 import { pathMtus } from './host/path-mtu.js';
 import { probePort } from './host/probe.js';
+import { writeSubnetFile } from './host/subnet-file.js';
 import { offloadNames } from './io/offloads.js';
 import { openTun, type Tun } from './io/tun.js';
 import { openUdp, type UdpSocket } from './io/udp.js';
@@ -23,8 +25,10 @@ import { serveHttp } from './observe/http.js';
 import { createMetrics } from './observe/metrics.js';
 
 export interface Daemon {
-  /** Ends everything; resolves in less than a second. The device stays or goes as the configuration says. */
-  stop(): Promise<void>;
+  /** Resolves when it has to be stopped and started again, because our subnets are others now; mostly never. */
+  readonly moved: Promise<'moved'>;
+  /** Ends everything; resolves in less than a second. The device stays if `keepDevice`, or else as the configuration says. */
+  stop(keepDevice?: boolean): Promise<void>;
 }
 
 /**
@@ -38,43 +42,63 @@ export async function startDaemon(
   signal: AbortSignal,
 ): Promise<Daemon> {
   const undo: (() => void | Promise<void>)[] = [];
-  const stop = async (): Promise<void> => {
+  const run: Run = { config, version, log, signal, undo, keepDevice: config.keepDevice, moved: () => {} };
+  const stop = async (keepDevice = config.keepDevice): Promise<void> => {
+    run.keepDevice = keepDevice;
     for (let step = undo.pop(); step; step = undo.pop()) await step();
   };
+  const moved = new Promise<'moved'>((resolve) => {
+    run.moved = () => resolve('moved');
+  });
   try {
-    await start(config, version, log, signal, undo);
-    return { stop };
+    await start(run);
+    return { stop, moved };
   } catch (error) {
     await stop().catch(() => {}); // why it failed matters more
     throw error;
   }
 }
 
-async function start(
-  config: Config,
-  version: string,
-  log: EventLog,
-  signal: AbortSignal,
-  undo: (() => void | Promise<void>)[],
-): Promise<void> {
-  const { device, port, networks, subnets, workers, keepDevice } = config;
-  const ipv6 = networks.some((network) => network.family === 6);
-  const underlay = await findUnderlay({ ...config, mtuLeast: ipv6 ? MTU_LEAST_IPV6 : MTU_LEAST, mtuMost: MTU_MOST });
+interface Run {
+  readonly config: Config;
+  readonly version: string;
+  readonly log: EventLog;
+  readonly signal: AbortSignal;
+  readonly undo: (() => void | Promise<void>)[];
+  moved: () => void;
+  keepDevice: boolean;
+}
+
+async function start(run: Run): Promise<void> {
+  const { config, version, log, signal, undo } = run;
+  const { device, workers } = config;
+  const underlay = await findUnderlay(config);
   undo.push(lockDevice(device));
   const reused = await isOurs(device);
+  const dataplane = new Dataplane({ workers, log });
+  const member = await becomeMember({
+    wish: config,
+    configWish: wishOf(config),
+    stateDir: config.stateDir ?? join(DIRECTORY, underlay.addresses[0].text),
+    addresses: underlay.addresses,
+    log,
+    gate: (until) => dataplane.setGate(until),
+    moved: () => run.moved(),
+  });
+  undo.push(() => member.close());
+  const { networks, subnets, port } = member;
+  const deviceMtu = deviceMtuOf(underlay, { mtu: config.mtu, networks });
   await checkRoutes(device, networks);
   signal.throwIfAborted();
 
-  const sockets = openSockets(underlay, config);
+  const sockets = openSockets(underlay, port, config);
   undo.push(() => {
     for (const socket of sockets.flat()) closeSync(socket.fd);
   });
 
-  const dataplane = new Dataplane({ workers, log });
   const applier = new Applier(dataplane.tables);
-  const registry = new StaticRegistry(config.peersFile, port);
   const self = { addresses: underlay.addresses, networks, subnets, underlayMtu: underlay.mtu };
-  const loop = new ControlLoop({ registry, self, applier, log });
+  const loop = new ControlLoop({ registry: member.registry, self, applier, log });
   undo.push(() => loop.stop());
   await Promise.race([loop.start(), aborted(signal)]);
   signal.throwIfAborted();
@@ -91,17 +115,18 @@ async function start(
     const metrics = createMetrics({
       version,
       memory: dataplane.memory,
-      mtu: underlay.deviceMtu,
+      mtu: deviceMtu,
       tables: dataplane.tables,
       peers: () => peersInForce(applier),
       workers: dataplane,
       loop,
+      leaseSecondsLeft: () => member.secondsLeft(),
       pathMtu,
     });
     const endpoint = await serveHttp({
       ...config.metricsAddress,
       metrics,
-      ready: () => (ready && dataplane.running === workers ? readiness(loop.state.problem) : undefined),
+      ready: () => (ready && dataplane.running === workers ? readiness(loop.state) : undefined),
     });
     undo.push(() => endpoint.close());
     signal.throwIfAborted();
@@ -112,7 +137,7 @@ async function start(
   undo.push(() => tun?.close());
   undo.push(() => dataplane.stop());
   // First of all when stopping: it takes no time, and holds even if the rest does not come to an end.
-  undo.push(() => tun?.persist(keepDevice || (reused && !ready)));
+  undo.push(() => tun?.persist(run.keepDevice || (reused && !ready)));
   const openDevice = async (): Promise<Tun> => {
     tun?.close();
     tun = undefined;
@@ -122,7 +147,7 @@ async function start(
     if (fresh) await markDevice(device);
     signal.throwIfAborted();
     tun.persist(true);
-    await setUpDevice({ name: device, mtu: underlay.deviceMtu, addresses, networks }, (reason) =>
+    await setUpDevice({ name: device, mtu: deviceMtu, addresses, networks }, (reason) =>
       log.warn('device_setup', { reason }),
     );
     signal.throwIfAborted();
@@ -137,7 +162,7 @@ async function start(
       sourceCheck: config.sourceCheck,
       offloads,
       maxSegments: Math.min(...sockets.flat().map((socket) => socket.maxSegments)),
-      mtu: underlay.deviceMtu,
+      mtu: deviceMtu,
       address4: addresses.find((address) => address.family === 4)?.bytes,
       address6: addresses.find((address) => address.family === 6)?.bytes,
     },
@@ -146,13 +171,18 @@ async function start(
   signal.throwIfAborted();
   pathMtu.start();
   undo.push(() => pathMtu.stop());
+  if (member.subnetFile !== undefined) {
+    await writeSubnetFile(member.subnetFile, { networks, subnets, mtu: deviceMtu, ipMasq: false });
+  }
   ready = true;
   log.info('ready', {
     version,
     device,
-    mtu: underlay.deviceMtu,
+    mtu: deviceMtu,
     addresses: addresses.map((address) => address.text),
     networks: texts(networks),
+    subnets: texts(subnets),
+    lease: member.lease,
     underlay: { interface: underlay.interface, mtu: underlay.mtu, addresses: texts(underlay.addresses), port },
     peers: dataplane.tables.peerCount,
     routes: dataplane.tables.routeCount,
@@ -170,7 +200,7 @@ const aborted = (signal: AbortSignal): Promise<void> =>
   });
 
 /** By worker, one socket an address; all of an address share its port. */
-function openSockets(underlay: Underlay, { port, workers, offloads }: Config): UdpSocket[][] {
+function openSockets(underlay: Underlay, port: number, { workers, offloads }: Config): UdpSocket[][] {
   for (const { bytes, text } of underlay.addresses) probePort(bytes, text, port);
   const sockets: UdpSocket[][] = [];
   try {
@@ -201,5 +231,8 @@ function* peersInForce(applier: Applier): Generator<{ name: string; ref: number 
   }
 }
 
-const readiness = (problem: string | undefined): string =>
-  problem === undefined ? 'weftd is ready' : `weftd is ready, with what it knew before this: ${problem}`;
+function readiness({ problem, staleSince }: LoopState): string {
+  return problem === undefined
+    ? 'weftd is ready'
+    : `weftd is ready, stale since ${new Date(staleSince).toISOString()}: ${problem}`;
+}

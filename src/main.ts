@@ -49,10 +49,16 @@ async function main(): Promise<void> {
     };
     process.on('uncaughtException', failed).on('unhandledRejection', failed);
     const { startDaemon } = await import('./daemon.js');
-    const daemon = await startDaemon(asked.config, version(), log, stop.signal);
-    await stopped;
-    log.info('stopping');
-    await daemon.stop();
+    for (;;) {
+      const daemon = await startDaemon(asked.config, version(), log, stop.signal);
+      if ((await Promise.race([stopped, daemon.moved])) === 'moved') {
+        await daemon.stop(true);
+        continue;
+      }
+      log.info('stopping');
+      await daemon.stop();
+      break;
+    }
     log.info('stopped');
     process.exit(0);
   } catch (error) {

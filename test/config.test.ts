@@ -1,6 +1,6 @@
 /** Every option from every source, in the order of precedence, and every check with the line that it gives. */
 import t from 'tap';
-import { type Config, environmentName, OPTIONS, parseConfig, UsageError } from '../src/config.js';
+import { type Config, environmentName, OPTIONS, parseConfig, parseInit, UsageError } from '../src/config.js';
 import { ALL_OFFLOADS, OFFLOADS } from '../src/io/offloads.js';
 
 const noFile = (path: string): string => {
@@ -31,8 +31,14 @@ t.test('defaults', async (t) => {
   t.match(config, {
     iface: undefined,
     publicIps: [],
-    port: 8285,
+    registry: 'static',
+    port: undefined,
     peersFile: 'peers.json',
+    registryPath: '/var/lib/weft/registry',
+    stateDir: undefined,
+    subnetFile: undefined,
+    leaseTtl: 60,
+    staleLimit: 86_400,
     mtu: undefined,
     device: 'flannel0',
     offloads: ALL_OFFLOADS,
@@ -78,12 +84,24 @@ t.test('a flag goes before the environment, that before the file, that before th
   t.match(config, { port: 1, device: 'env0', logLevel: 'warn', workers: 1 });
   t.equal(config.subnets[0].text, '10.5.2.0/24');
   t.equal(run(argv.slice(2), { ...env, WEFT_CONFIG: 'c.json' }, file).logLevel, 'warn', 'the file by environment');
-  t.equal(run(BASE, { WEFT_PORT: '' }).port, 8285, 'an empty variable is none');
+  t.equal(run(BASE, { WEFT_PORT: '' }).port, undefined, 'an empty variable is none');
 });
+
+const ONLY_EMBEDDED = new Set<string>(['subnetLengths', 'subnetMins', 'subnetMaxs']);
 
 t.test('each option by each source', async (t) => {
   const cases: Record<Exclude<keyof Config, 'configFile'>, [text: string, json: unknown, expected: unknown]> = {
     networks: ['10.0.0.0/8,fd00::/32', ['10.0.0.0/8', 'fd00::/32'], ['10.0.0.0/8', 'fd00::/32']],
+    registry: ['static', 'static', 'static'],
+    subnetLengths: ['26,80', ['26', 80], [26, 80]],
+    subnetMins: ['10.5.16.0,fd00:5:0:2::', ['10.5.16.0', 'fd00:5:0:2::'], ['10.5.16.0', 'fd00:5:0:2::']],
+    subnetMaxs: ['10.5.31.0', '10.5.31.0', ['10.5.31.0']],
+    backend: ['udp', 'udp', 'udp'],
+    registryPath: ['/r', '/r', '/r'],
+    stateDir: ['/s', '/s', '/s'],
+    subnetFile: ['/f', '/f', '/f'],
+    leaseTtl: ['86400', 86_400, 86_400],
+    staleLimit: ['0', 0, 0],
     subnets: ['10.5.3.0/24', '10.5.3.0/24', ['10.5.3.0/24']],
     iface: ['eth7', 'eth7', 'eth7'],
     publicIps: ['192.0.2.1,2001:DB8::1', ['192.0.2.1', '2001:db8::1'], ['192.0.2.1', '2001:db8::1']],
@@ -98,15 +116,19 @@ t.test('each option by each source', async (t) => {
     logLevel: ['debug', 'debug', 'debug'],
     keepDevice: ['true', true, true],
   };
+  const EMBEDDED = ['--network', '10.5.0.0/16,fd00:5::/48'];
   for (const [key, [text, json, expected]] of Object.entries(cases)) {
     const name = key as keyof typeof cases;
+    const base = ONLY_EMBEDDED.has(name) ? EMBEDDED : BASE;
     const { flag, value } = OPTIONS[name];
     const seen = (config: Config): unknown => {
       const found = config[name];
-      return Array.isArray(found) ? found.map((one: { text: string }) => one.text) : found;
+      return Array.isArray(found)
+        ? found.map((one: number | { text: string }) => (typeof one === 'number' ? one : one.text))
+        : found;
     };
     const subnet6 = name === 'networks' ? ['--subnet', 'fd00::/64'] : [];
-    const argv = [...BASE, ...subnet6].filter((_, i, all) => all[i] !== `--${flag}` && all[i - 1] !== `--${flag}`);
+    const argv = [...base, ...subnet6].filter((_, i, all) => all[i] !== `--${flag}` && all[i - 1] !== `--${flag}`);
     t.same(seen(run([...argv, `--${flag}`, ...(value ? [text] : [])])), expected, `--${flag}`);
     t.same(seen(run(argv, { [environmentName(flag)]: text })), expected, environmentName(flag));
     const file = (): string => JSON.stringify({ [flag]: json });
@@ -166,6 +188,12 @@ t.test('a mistake gives one line', async (t) => {
     ['metrics without brackets', ['--metrics-address', '::1:9469'], /^--metrics-address "::1:9469"/],
     ['log level', ['--log-level', 'loud'], /^--log-level "loud": expected trace,/],
     ['switch', ['--keep-device=maybe'], /keep-device/],
+    ['registry', ['--registry', 'zookeeper'], /^--registry "zookeeper": expected embedded or static$/],
+    ['backend', ['--backend', 'vxlan'], /^--backend "vxlan": expected udp$/],
+    ['lease too short', ['--lease-ttl', '2'], /^--lease-ttl "2": expected seconds, 3 to 1000000$/],
+    ['stale limit', ['--stale-limit', '1d'], /^--stale-limit "1d": expected seconds/],
+    ['length that is none', ['--subnet-len', '129'], /^--subnet-len "129": expected a prefix length/],
+    ['of the other registry', ['--subnet-len', '24'], /^--subnet-len: is for --registry embedded/],
     ['empty', ['--peers', ''], /^--peers "": expected a JSON file/],
   ];
   for (const [what, argv, expected] of cases) {
@@ -173,8 +201,9 @@ t.test('a mistake gives one line', async (t) => {
     t.match(line, expected, what);
     t.notMatch(line, /\n/, `${what}: one line`);
   }
-  t.match(complaint([]), /^--network: missing: expected/);
-  t.match(complaint(BASE.slice(0, 4)), /^--peers: missing: expected/);
+  t.match(complaint(['--registry', 'static']), /^--peers: missing: --registry static expects/);
+  t.match(complaint(['--peers', 'p']), /^--network: missing: --registry static expects/);
+  t.match(complaint(BASE.filter((_, i) => i < 2 || i > 3)), /^--subnet: missing: --registry static expects/);
   t.match(
     complaint(['--network', '10.5.0.0/16', '--subnet', '10.6.1.0/24', '--peers', 'p']),
     /^--subnet 10\.6\.1\.0\/24: expected a part of --network 10\.5\.0\.0\/16$/,
@@ -199,6 +228,33 @@ t.test('a mistake in the file gives one line', async (t) => {
     throw new Error('ENOENT: no such file');
   };
   t.match(complaint(['--config', 'c.json'], {}, missing), /^config file c\.json: ENOENT/);
+});
+
+t.test('the embedded registry, which is the default', async (t) => {
+  t.match(run([]), { registry: 'embedded', networks: [], subnets: [], peersFile: undefined });
+  t.equal(run(BASE).registry, 'static', 'a peers file says which');
+  t.match(complaint([...BASE, '--registry', 'embedded']), /^--subnet: is for --registry static/);
+  t.match(complaint(['--peers', 'p', '--registry', 'embedded']), /^--peers: is for --registry static/);
+  for (const [argv, expected] of [
+    [['--subnet-len', '24'], /^--subnet-len: expected --network with it$/],
+    [['--subnet-min', '10.5.1.0'], /^--subnet-min: expected --network with it$/],
+    [['--network', '10.5.0.0/16', '--subnet-len', '24,64'], /^--subnet-len 24,64: expected one for each of --network/],
+    [['--network', '10.5.0.0/16', '--subnet-len', '17'], /^--subnet-len 17: expected 18 to 30/],
+    [['--network', '10.5.0.0/29'], /^--network 10\.5\.0\.0\/29: too small/],
+    [['--network', '10.5.0.0/16', '--subnet-min', '10.6.0.0'], /^--subnet-min 10\.6\.0\.0: expected an address in/],
+    [['--network', '10.5.0.0/16', '--subnet-max', 'fd00:5::'], /^--subnet-max fd00:5::: there is no IPv6/],
+  ] as const) {
+    t.match(complaint(argv), expected);
+  }
+});
+
+t.test('weft init', async (t) => {
+  const asked = parseInit(['--network', '10.5.0.0/16', '--registry-path', '/r'], { WEFT_SUBNET_LEN: '26' });
+  t.match(asked, { kind: 'run', config: { registryPath: '/r', subnetLengths: [26] } });
+  const help = parseInit(['--help'], {});
+  t.match(help.kind === 'help' ? help.text : '', /weft init/);
+  t.throws(() => parseInit([], {}), new UsageError(`--network: missing: expected ${OPTIONS.networks.expects}`));
+  t.throws(() => parseInit(['--peers', 'p'], {}), /unknown option '--peers': weft init --help/);
 });
 
 t.test('version', async (t) => {

@@ -11,7 +11,7 @@ import type { EventLog } from './event-log.js';
 import { parseAhead, planFor, type Self } from './plan.js';
 import { reasonOf } from './reason.js';
 import { type Records, reduceRecords } from './records.js';
-import type { Cursor, Registry } from './registry.js';
+import type { Cursor, Registry, Trouble } from './registry.js';
 import { Backoff, Bell, sleep } from './waiting.js';
 
 const LEAST_INTERVAL = 50;
@@ -22,6 +22,8 @@ export interface LoopState {
   readonly synced: boolean;
   /** Why what is in force may be old; undefined while all is well. */
   readonly problem: string | undefined;
+  /** Date.now() of when what is in force was last known to be right; 0 while all is well. */
+  readonly staleSince: number;
   readonly updates: number;
   readonly applied: number;
   readonly failures: number;
@@ -46,6 +48,7 @@ export class ControlLoop {
   /** Of the registry itself, and of what it told. */
   #trouble: string | undefined;
   #refused: string | undefined;
+  #staleSince = 0;
   #updates = 0;
   #applied = 0;
   #failures = 0;
@@ -61,6 +64,7 @@ export class ControlLoop {
     return {
       synced: this.#applied > 0,
       problem: this.#trouble ?? this.#refused,
+      staleSince: this.#staleSince,
       updates: this.#updates,
       applied: this.#applied,
       failures: this.#failures,
@@ -97,11 +101,8 @@ export class ControlLoop {
         for await (const update of registry.watch(signal, this.#cursor)) {
           if (signal.aborted) return;
           this.#updates++;
-          if (update.kind === 'trouble') {
-            this.#setTrouble(`${registry.name}: ${update.reason}`);
-            continue;
-          }
-          this.#setTrouble(undefined);
+          this.#setTrouble(update.trouble, update.kind === 'trouble');
+          if (update.kind === 'trouble') continue;
           backoff.reset();
           const records = reduceRecords(this.#records, update);
           this.#cursor = update.cursor;
@@ -111,7 +112,7 @@ export class ControlLoop {
           this.#dirty.ring();
         }
       } catch (error) {
-        this.#setTrouble(`${registry.name}: ${reasonOf(error)}`);
+        this.#setTrouble({ reason: reasonOf(error) });
       }
       await sleep(backoff.next(), signal);
     }
@@ -153,19 +154,28 @@ export class ControlLoop {
     }
   }
 
-  #setTrouble(problem: string | undefined): void {
-    this.#say(this.#trouble, problem, 'registry_trouble', 'registry_recovered');
+  /** `alone`: with no records, so that there is nothing to start with. */
+  #setTrouble(trouble: Trouble | undefined, alone = true): void {
+    const problem = trouble && `${this.#options.registry.name}: ${trouble.reason}`;
+    this.#say(this.#trouble, problem, 'registry_trouble', 'registry_recovered', alone);
     this.#trouble = problem;
+    this.#setStale(trouble?.since);
   }
 
   #setRefused(problem: string | undefined): void {
-    this.#say(this.#refused, problem, 'peers_refused', 'peers_accepted');
+    this.#say(this.#refused, problem, 'peers_refused', 'peers_accepted', true);
     this.#refused = problem;
+    this.#setStale();
   }
 
-  #say(before: string | undefined, now: string | undefined, begins: string, ends: string): void {
+  #setStale(since = Date.now()): void {
+    if (this.#trouble === undefined && this.#refused === undefined) this.#staleSince = 0;
+    else if (this.#staleSince === 0 || since < this.#staleSince) this.#staleSince = since;
+  }
+
+  #say(before: string | undefined, now: string | undefined, begins: string, ends: string, atFirst: boolean): void {
     if (now === before) return;
-    if (now !== undefined && this.#settleFirst) this.#settleFirst(now);
+    if (now !== undefined && atFirst && this.#settleFirst) this.#settleFirst(now);
     else if (now === undefined) this.#options.log.info(ends);
     else this.#options.log.error(begins, { reason: now, inForce: 'what was applied last' });
   }

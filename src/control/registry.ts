@@ -14,6 +14,7 @@
  *  - A registry that is away says nothing, or `trouble`; what it said last stays in force. It does not end the iteration
  *    for a failure that may pass: it waits, with backoff, and goes on. If it throws, the reader calls `watch` again with its
  *    last cursor, after a while.
+ *  - `trouble` lasts until an update without it. One that can be read but not written tells its events with it.
  *  - Own records (this host's) may be among them; the reader leaves them out.
  *  - The iteration ends soon after `signal` aborts, and lets go of what it holds.
  */
@@ -27,10 +28,27 @@ export type RegistryEvent =
   | { readonly type: 'delete'; readonly id: string };
 
 export type RegistryUpdate =
-  | { readonly kind: 'snapshot'; readonly records: readonly PeerRecord[]; readonly cursor: Cursor }
-  | { readonly kind: 'events'; readonly events: readonly RegistryEvent[]; readonly cursor: Cursor }
-  /** The registry cannot tell what is so now. `reason` is one line. */
-  | { readonly kind: 'trouble'; readonly reason: string };
+  | {
+      readonly kind: 'snapshot';
+      readonly records: readonly PeerRecord[];
+      readonly cursor: Cursor;
+      readonly trouble?: Trouble;
+    }
+  | {
+      readonly kind: 'events';
+      readonly events: readonly RegistryEvent[];
+      readonly cursor: Cursor;
+      readonly trouble?: Trouble;
+    }
+  | { readonly kind: 'trouble'; readonly trouble: Trouble };
+
+/** The registry cannot tell, or take, what is so now. */
+export interface Trouble {
+  /** One line. */
+  readonly reason: string;
+  /** Date.now() of when what is in force was last known to be right; default: when the trouble is told. */
+  readonly since?: number;
+}
 
 export interface Registry {
   /** For messages: `peers file /etc/weft/peers.json`. */

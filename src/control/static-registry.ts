@@ -101,7 +101,7 @@ export class StaticRegistry implements Registry {
         this.#seen = await this.#signature();
         const found = await this.#read(signal);
         if (found.reason !== undefined) {
-          if (found.reason !== trouble) yield { kind: 'trouble', reason: found.reason };
+          if (found.reason !== trouble) yield { kind: 'trouble', trouble: found };
         } else if (found.text !== text || trouble !== undefined) {
           text = found.text;
           yield { kind: 'snapshot', records: found.records, cursor: String(++cursor) };

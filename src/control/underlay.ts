@@ -1,16 +1,12 @@
 /** The underlay of this host: which interface, which addresses, and what its MTU leaves for the device. */
 import { addressOf, findInterface } from '../host/links.js';
 import { SetupError } from '../io/setup-error.js';
-import { type Address, parseHostAddress } from './cidr.js';
+import { type Address, type Cidr, parseHostAddress } from './cidr.js';
 import { OVERHEAD } from './plan.js';
 
 export interface UnderlayWish {
   readonly iface: string | undefined;
   readonly publicIps: readonly Address[];
-  /** The device's MTU; undefined: the largest that fits. */
-  readonly mtu: number | undefined;
-  readonly mtuLeast: number;
-  readonly mtuMost: number;
 }
 
 export interface Underlay {
@@ -19,20 +15,38 @@ export interface Underlay {
   readonly mtu: number;
   /** Ours, one or two, of different families. */
   readonly addresses: readonly Address[];
-  readonly deviceMtu: number;
 }
 
-/** Throws a SetupError: no such interface, it has no address, its MTU is too small. */
+/** Throws a SetupError: no such interface, it has no address. */
 export async function findUnderlay(wish: UnderlayWish): Promise<Underlay> {
   const link = await findInterface(wish.iface, wish.publicIps[0]?.text);
   const addresses = wish.publicIps.length > 0 ? wish.publicIps : [parseHostAddress(addressOf(link))];
-  const overhead = Math.max(...addresses.map((address) => OVERHEAD[address.family]));
-  const deviceMtu = wish.mtu ?? Math.min(link.mtu - overhead, wish.mtuMost);
-  if (deviceMtu < wish.mtuLeast) {
+  return { interface: link.name, mtu: link.mtu, addresses };
+}
+
+/** Larger packets do not fit into a UDP datagram. */
+export const MTU_MOST = 65507;
+export const MTU_LEAST = 576;
+/** RFC 8200 section 5. */
+export const MTU_LEAST_IPV6 = 1280;
+
+/** The device's MTU: the one that was asked for, or the largest that fits. Throws a SetupError when that is too small. */
+export function deviceMtuOf(
+  underlay: Underlay,
+  wish: { readonly mtu: number | undefined; readonly networks: readonly Cidr[] },
+): number {
+  const overhead = Math.max(...underlay.addresses.map((address) => OVERHEAD[address.family]));
+  const mtu = wish.mtu ?? Math.min(underlay.mtu - overhead, MTU_MOST);
+  const least = wish.networks.some((network) => network.family === 6) ? MTU_LEAST_IPV6 : MTU_LEAST;
+  if (mtu >= least) return mtu;
+  if (wish.mtu !== undefined) {
     throw new SetupError(
       'MTU_TOO_SMALL',
-      `interface ${link.name} has MTU ${link.mtu}, which leaves ${deviceMtu} for the device, less than ${wish.mtuLeast}: raise it, or choose another --iface`,
+      `--mtu ${mtu} is too small for the overlay's IPv6 network: at least ${least}`,
     );
   }
-  return { interface: link.name, mtu: link.mtu, addresses, deviceMtu };
+  throw new SetupError(
+    'MTU_TOO_SMALL',
+    `interface ${underlay.interface} has MTU ${underlay.mtu}, which leaves ${mtu} for the device, less than ${least}: raise it, or choose another --iface`,
+  );
 }

@@ -25,6 +25,8 @@ export interface Observed {
   readonly peers: () => Iterable<{ readonly name: string; readonly ref: number }>;
   readonly workers: { readonly running: number; readonly restarts: number; readonly offloads: number };
   readonly loop: { readonly state: LoopState };
+  /** undefined where there are no leases. */
+  readonly leaseSecondsLeft: () => number | undefined;
   readonly pathMtu: { readonly lowered: number };
 }
 
@@ -94,6 +96,17 @@ export function createMetrics(observed: Observed): Registry {
   gauge('weft_registry_last_applied_timestamp_seconds', 'When a state was last put in force.', [], () => [
     [{}, state().lastApplied / 1000],
   ]);
+
+  gauge(
+    'weft_registry_stale_since_timestamp_seconds',
+    'When what is in force was last known to be right, 0 while it is.',
+    [],
+    () => [[{}, state().staleSince / 1000]],
+  );
+  gauge('weft_lease_seconds_left', 'Until our lease ends unless it is renewed; negative after that.', [], () => {
+    const left = observed.leaseSecondsLeft();
+    return left === undefined ? [] : [[{}, left]];
+  });
 
   gauge('weft_build_info', 'Always 1; the version is a label.', ['version'], () => [
     [{ version: observed.version }, 1],

@@ -104,7 +104,7 @@ t.test('the first snapshot is in force before start resolves', async (t) => {
 
 t.test('at first a bad registry is a failure of the set-up', async (t) => {
   for (const [update, reason] of [
-    [{ kind: 'trouble', reason: 'not JSON' }, 'test registry: not JSON'],
+    [{ kind: 'trouble', trouble: { reason: 'not JSON' } }, 'test registry: not JSON'],
     [
       snapshot('1', record(2), record(3, '10.5.2.0/24')),
       'test registry: subnet 10.5.2.0/24 has two owners, peers p2 and p3',
@@ -124,11 +124,11 @@ t.test('later what was applied last stays in force', async (t) => {
   registry.say(snapshot('2', record(2), record(3, '10.5.2.0/24')));
   await until(() => loop.state.problem !== undefined);
   t.match(loop.state.problem, /two owners/);
-  registry.say({ kind: 'trouble', reason: 'away' });
+  registry.say({ kind: 'trouble', trouble: { reason: 'away' } });
   await until(() => loop.state.problem?.includes('away') === true);
   t.match(loop.state.problem, /away/);
   t.equal(applied.length, 1);
-  registry.say({ kind: 'trouble', reason: 'away' }, { kind: 'trouble', reason: 'away' });
+  registry.say({ kind: 'trouble', trouble: { reason: 'away' } }, { kind: 'trouble', trouble: { reason: 'away' } });
   registry.say({ kind: 'events', events: [{ type: 'put', record: record(3) }], cursor: '3' });
   await until(() => applied.length === 2 && loop.state.problem === undefined);
   t.same(

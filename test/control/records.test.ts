@@ -74,7 +74,7 @@ t.test('snapshots and events meet in one reducer', async (t) => {
     first,
     'a renewal changes nothing',
   );
-  t.equal(reduceRecords(first, { kind: 'trouble', reason: 'away' }), first);
+  t.equal(reduceRecords(first, { kind: 'trouble', trouble: { reason: 'away' } }), first);
   const moved = record('b', { address: '192.168.77.9' });
   const second = reduceRecords(first, {
     kind: 'events',

@@ -62,7 +62,7 @@ function follow(
       for (let waited = 0; updates.length === 0 && waited < 5000; waited += 5) await pause(5);
       const update = updates.shift();
       if (!update) return 'nothing within 5 s';
-      if (update.kind === 'trouble') return `trouble: ${update.reason}`;
+      if (update.kind === 'trouble') return `trouble: ${update.trouble.reason}`;
       return update.kind === 'snapshot' ? `${update.cursor}: ${update.records.map((one) => one.name)}` : 'events';
     },
     quiet: async (ms) => {

@@ -18,7 +18,15 @@ function setUp(workers: number): {
     { name: 'b', ref: (9 << 16) | 7 },
   ];
   const state = {
-    now: { synced: true, problem: undefined, updates: 4, applied: 3, failures: 1, lastApplied: 1_700_000_000_500 },
+    now: {
+      synced: true,
+      problem: undefined as string | undefined,
+      staleSince: 0,
+      updates: 4,
+      applied: 3,
+      failures: 1,
+      lastApplied: 1_700_000_000_500,
+    },
   };
   const observed: Observed = {
     version: '1.2.3',
@@ -37,6 +45,7 @@ function setUp(workers: number): {
         return state.now;
       },
     },
+    leaseSecondsLeft: () => 41.5,
     pathMtu: { lowered: 1 },
   };
   return { memory, observed, peers, state };

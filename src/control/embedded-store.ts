@@ -1,0 +1,413 @@
+/**
+ * The embedded registry's data: one LMDB environment that the daemons of one machine share.
+ *
+ *   ['meta', 'format' | 'id' | 'config' | 'boot' | 'revision']
+ *   ['lease', host]                 {addresses, subnets, ttl, expires}       host: the first of its underlay addresses
+ *   ['subnet', cidr]                host                                     who has it
+ *   ['deadline', expires, host]     null                                     leases in the order in which they end
+ *   ['log', revision]               host                                     what changed; the last LOG_KEPT of them
+ *
+ * Every change is one transaction, and what others must learn of it (who has which subnets) gets a revision and a line in the
+ * log there. A renewal only moves a deadline: it is nobody's news, so it has neither.
+ *
+ * Deadlines are milliseconds of CLOCK_MONOTONIC, which nobody can set, and mean something only within one boot: the first
+ * transaction after another boot gives every lease its whole time again, so that hosts that come up slowly find their subnets.
+ *
+ * Files beside LMDB's own: `writer`, locked around every write, because LMDB's lock can only be waited for by blocking;
+ * `world`, locked by every user, says which boot and which PID and time namespaces the users are in.
+ */
+import { randomUUID } from 'node:crypto';
+import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import * as v from 'valibot';
+import { type Clock, processWorld } from '../host/clock.js';
+import { FileLock } from '../host/file-lock.js';
+import { SetupError } from '../io/setup-error.js';
+import {
+  type ConfigWish,
+  chooseSubnets,
+  configFromJson,
+  configToJson,
+  disagreement,
+  fits,
+  makeNetworkConfig,
+  type NetworkConfig,
+} from './allocation.js';
+import { type Cidr, parseCidr } from './cidr.js';
+import { dataFile, entriesOf, type Lmdb, lmdbReason, openLmdb, transact } from './lmdb.js';
+import { reasonOf } from './reason.js';
+
+const FORMAT = 1;
+const LOG_KEPT = 1000;
+/** How long another process may hold a lock before the registry counts as away. */
+const LOCK_WITHIN = 500;
+const LOCK_LOOK_EVERY = 2;
+
+/** The registry cannot be used now, but may come back: its directory is absent, its disk full, its lock held. */
+export class RegistryAway extends SetupError {
+  constructor(message: string) {
+    super('REGISTRY_AWAY', message);
+    this.name = 'RegistryAway';
+  }
+}
+
+export interface Lease {
+  readonly host: string;
+  /** Underlay addresses, at most one of each family, `host` first. */
+  readonly addresses: readonly string[];
+  readonly subnets: readonly string[];
+}
+
+export interface LeaseWish {
+  /** Underlay addresses; the first is what the lease is known by. */
+  readonly addresses: readonly string[];
+  /** Taken if they are free and fit, and there is no lease yet; may be empty. */
+  readonly prefer: readonly Cidr[];
+  /** Milliseconds from one renewal until the lease ends. */
+  readonly ttl: number;
+}
+
+export interface Acquired {
+  readonly subnets: readonly Cidr[];
+  readonly how: 'new' | 'reused' | 'taken over';
+  /** Clock.monotonic() at which the lease ends unless it is acquired again. */
+  readonly expires: number;
+}
+
+/** How far a reader has come. */
+export interface Position {
+  /** Of the registry: another one's revisions mean nothing. */
+  readonly id: string;
+  readonly revision: number;
+}
+
+export interface Change {
+  readonly host: string;
+  /** Absent: it has none any more. */
+  readonly lease: Lease | undefined;
+}
+
+const leaseSchema = v.object({
+  addresses: v.pipe(v.array(v.string()), v.minLength(1)),
+  subnets: v.array(v.string()),
+  ttl: v.number(),
+  expires: v.number(),
+});
+type StoredLease = v.InferOutput<typeof leaseSchema>;
+
+export const registryName = (path: string): string => `registry ${path}`;
+
+export class EmbeddedStore {
+  /** For messages, all of which begin with it and a colon. */
+  readonly name: string;
+  readonly #path: string;
+  readonly #clock: Clock;
+  readonly #db: Lmdb;
+  readonly #writer: FileLock;
+  readonly #world: FileLock;
+  readonly #inode: number;
+
+  private constructor(path: string, clock: Clock, db: Lmdb, writer: FileLock, world: FileLock) {
+    this.name = registryName(path);
+    this.#path = path;
+    this.#clock = clock;
+    this.#db = db;
+    this.#writer = writer;
+    this.#world = world;
+    this.#inode = statSync(dataFile(path)).ino;
+  }
+
+  /**
+   * Opens the registry in directory `path`; makes it first if there is none and `create` says so. Rejects with RegistryAway, or
+   * with another SetupError when waiting would not help.
+   */
+  static async open(path: string, clock: Clock, create: boolean): Promise<EmbeddedStore> {
+    const name = registryName(path);
+    const locks: FileLock[] = [];
+    try {
+      if (!existsSync(dataFile(path))) {
+        if (!create) throw new RegistryAway(`${name}: does not exist: put it back, or make it with weft init`);
+        mkdirSync(path, { recursive: true });
+      }
+      const world = new FileLock(join(path, 'world'));
+      locks.push(world);
+      await joinWorld(world, clock.boot, name);
+      const writer = new FileLock(join(path, 'writer'));
+      locks.push(writer);
+      const db = await whileLocked(writer, () => openLmdb(path));
+      return new EmbeddedStore(path, clock, db, writer, world);
+    } catch (error) {
+      for (const lock of locks) lock.close();
+      if (error instanceof SetupError && error.code === 'DAMAGED') {
+        throw new SetupError(
+          'REGISTRY_DAMAGED',
+          `${name}: damaged (${error.message}): stop every weftd that uses it, remove it or put back a copy, and start again`,
+        );
+      }
+      throw error instanceof SetupError ? error : unusable(name, error);
+    }
+  }
+
+  /** Another file has taken the place of the one that is open, or none has. */
+  get replaced(): boolean {
+    return statSync(dataFile(this.#path), { throwIfNoEntry: false })?.ino !== this.#inode;
+  }
+
+  /**
+   * The configuration; written from `wish` if there is none and the wish names networks. Rejects with a SetupError when there
+   * is none, or when it is not what `wish` says; with a RangeError when the wish is no good.
+   */
+  async configure(wish: ConfigWish): Promise<{ readonly config: NetworkConfig; readonly created: boolean }> {
+    const { name } = this;
+    const found = this.#config();
+    if (!found && wish.networks.length === 0) {
+      throw new SetupError('NO_CONFIG', `${name}: has no network yet: run weft init, or give --network`);
+    }
+    const mine = found ? undefined : makeNetworkConfig(wish);
+    const created =
+      mine !== undefined &&
+      (await this.#write(() => {
+        if (this.#config()) return false; // another was quicker
+        this.#db.putSync(['meta', 'format'], FORMAT);
+        this.#db.putSync(['meta', 'id'], randomUUID());
+        this.#db.putSync(['meta', 'config'], configToJson(mine));
+        this.#db.putSync(['meta', 'boot'], this.#clock.boot);
+        this.#db.putSync(['meta', 'revision'], 0);
+        return true;
+      }));
+    const config = this.#config();
+    if (!config) throw new RegistryAway(`${name}: has lost its configuration`);
+    const differs = disagreement(config, wish);
+    if (differs !== undefined) throw new SetupError('CONFIG_DIFFERS', `${name}: ${differs}`);
+    return { config, created };
+  }
+
+  /**
+   * Takes a lease or renews it, by flannel's rules: the lease of the same host if it fits the configuration, else what is
+   * preferred if it is free and fits, else a random one of the first free ones. Rejects with a SetupError EXHAUSTED.
+   */
+  acquire(wish: LeaseWish, config: NetworkConfig): Promise<Acquired> {
+    return this.#write(() => {
+      const now = this.#startBoot();
+      const [host] = wish.addresses;
+      const mine = this.#lease(host);
+      const taken = (subnet: Cidr): boolean => (this.#db.get(['subnet', subnet.text]) ?? host) !== host;
+      const kept = mine?.subnets.map(parseCidr);
+      let how: Acquired['how'] = 'taken over';
+      let subnets = kept && fits(kept, config) ? kept : undefined;
+      if (!subnets && fits(wish.prefer, config) && !wish.prefer.some(taken)) {
+        how = 'reused';
+        subnets = [...wish.prefer];
+      }
+      if (!subnets) {
+        how = 'new';
+        subnets = chooseSubnets(config, taken, Math.random);
+        // Those who had no chance to renew keep theirs as long as there is another: see `reap`.
+        if (!subnets && this.#removeExpired(now) > 0) subnets = chooseSubnets(config, taken, Math.random);
+      }
+      if (!subnets) {
+        const networks = config.pools.map((pool) => pool.network.text).join(', ');
+        throw new SetupError('EXHAUSTED', `${this.name}: subnets exhausted: all of ${networks} are taken`);
+      }
+      const expires = now + wish.ttl;
+      const texts = subnets.map((subnet) => subnet.text);
+      this.#put(host, { addresses: [...wish.addresses], subnets: texts, ttl: wish.ttl, expires }, mine);
+      return { subnets, how, expires };
+    });
+  }
+
+  /** True when some lease has ended and is still there. */
+  get hasExpired(): boolean {
+    if (this.#db.get(['meta', 'boot']) !== this.#clock.boot) return false;
+    const [first] = this.#db.getRange({ start: ['deadline'], end: ['deadline\0'], limit: 1 });
+    return first !== undefined && Number(first.key[1]) < this.#clock.monotonic();
+  }
+
+  /** Removes the leases that have ended; resolves to how many. */
+  reap(): Promise<number> {
+    return this.#write(() => this.#removeExpired(this.#startBoot()));
+  }
+
+  /** What the last transaction of anybody left, from here to the end of this turn of the event loop. */
+  position(): Position {
+    this.#db.resetReadTxn();
+    return { id: String(this.#db.get(['meta', 'id'])), revision: Number(this.#db.get(['meta', 'revision'])) };
+  }
+
+  /** What changed after `since` up to `position()`; undefined when the log does not go back so far. */
+  changes(since: Position): Change[] | undefined {
+    const now = this.position();
+    if (now.id !== since.id || since.revision > now.revision) return undefined;
+    const hosts = new Set<string>();
+    let next = since.revision + 1;
+    for (const { key, value } of this.#db.getRange({ start: ['log', next], end: ['log\0'] })) {
+      if (key[1] !== next) return undefined;
+      hosts.add(String(value));
+      next++;
+    }
+    if (next !== now.revision + 1) return undefined;
+    return [...hosts].map((host) => ({ host, lease: toLease(host, this.#lease(host)) }));
+  }
+
+  /** Every lease. */
+  *leases(): Generator<Lease> {
+    for (const { key, value } of entriesOf(this.#db, 'lease')) {
+      const host = String(key[1]);
+      const lease = toLease(host, parseLease(value));
+      if (lease) yield lease;
+    }
+  }
+
+  /** Lets go of the environment and the locks. No write may be under way. */
+  async close(): Promise<void> {
+    await this.#db.close();
+    this.#writer.close();
+    this.#world.close();
+  }
+
+  #lease(host: string): StoredLease | undefined {
+    return parseLease(this.#db.get(['lease', host]));
+  }
+
+  #config(): NetworkConfig | undefined {
+    this.#db.resetReadTxn();
+    const json = this.#db.get(['meta', 'config']);
+    if (json === undefined) return undefined;
+    const format = this.#db.get(['meta', 'format']);
+    const { name } = this;
+    if (format !== FORMAT) {
+      throw new SetupError(
+        'REGISTRY_FORMAT',
+        `${name}: has format ${format}, this weftd knows ${FORMAT}: use one version`,
+      );
+    }
+    try {
+      return configFromJson(json);
+    } catch (error) {
+      throw new SetupError('REGISTRY_DAMAGED', `${name}: damaged: its configuration: ${reasonOf(error)}`);
+    }
+  }
+
+  // --- inside a transaction ---
+
+  /** The time; in the first transaction of a boot every lease begins anew. */
+  #startBoot(): number {
+    const now = this.#clock.monotonic();
+    if (this.#db.get(['meta', 'boot']) === this.#clock.boot) return now;
+    this.#db.putSync(['meta', 'boot'], this.#clock.boot);
+    for (const { key } of [...entriesOf(this.#db, 'deadline')]) this.#db.removeSync(key);
+    for (const { key, value } of [...entriesOf(this.#db, 'lease')]) {
+      const lease = parseLease(value);
+      const host = String(key[1]);
+      if (lease) this.#put(host, { ...lease, expires: now + lease.ttl }, lease);
+      else this.#remove(host, undefined);
+    }
+    return now;
+  }
+
+  #put(host: string, lease: StoredLease, before: StoredLease | undefined): void {
+    const news =
+      before === undefined ||
+      !sameTexts(before.subnets, lease.subnets) ||
+      !sameTexts(before.addresses, lease.addresses);
+    if (before) {
+      this.#db.removeSync(['deadline', before.expires, host]);
+      if (news) for (const subnet of before.subnets) this.#db.removeSync(['subnet', subnet]);
+    }
+    this.#db.putSync(['lease', host], lease);
+    this.#db.putSync(['deadline', lease.expires, host], null);
+    if (!news) return;
+    for (const subnet of lease.subnets) this.#db.putSync(['subnet', subnet], host);
+    this.#tell(host);
+  }
+
+  #remove(host: string, lease: StoredLease | undefined): void {
+    this.#db.removeSync(['lease', host]);
+    if (lease) this.#db.removeSync(['deadline', lease.expires, host]);
+    for (const subnet of lease?.subnets ?? []) {
+      if (this.#db.get(['subnet', subnet]) === host) this.#db.removeSync(['subnet', subnet]);
+    }
+    this.#tell(host);
+  }
+
+  #removeExpired(now: number): number {
+    const ended = [...this.#db.getRange({ start: ['deadline'], end: ['deadline', now] })];
+    for (const { key } of ended) {
+      const host = String(key[2]);
+      this.#db.removeSync(key);
+      this.#remove(host, this.#lease(host));
+    }
+    return ended.length;
+  }
+
+  #tell(host: string): void {
+    const revision = Number(this.#db.get(['meta', 'revision'])) + 1;
+    this.#db.putSync(['meta', 'revision'], revision);
+    this.#db.putSync(['log', revision], host);
+    this.#db.removeSync(['log', revision - LOG_KEPT]);
+  }
+
+  /** One transaction. Rejects with RegistryAway when it cannot be had or committed, or with the SetupError that `change` threw. */
+  async #write<T>(change: () => T): Promise<T> {
+    try {
+      return await whileLocked(this.#writer, () => {
+        this.#db.readerCheck(); // readers that were killed would keep old pages from being used again
+        return transact(this.#db, this.#path, change);
+      });
+    } catch (error) {
+      throw error instanceof SetupError ? error : new RegistryAway(`${this.name}: ${lmdbReason(error)}`);
+    }
+  }
+}
+
+/** Does `work` with the lock; rejects when that is not to be had. From taking it to letting go nothing else runs here. */
+async function whileLocked<T>(lock: FileLock, work: () => T): Promise<T> {
+  const deadline = performance.now() + LOCK_WITHIN;
+  while (!lock.tryLock('exclusive')) {
+    if (performance.now() > deadline) throw new Error('another process holds its write lock, and does not let go');
+    await setTimeout(LOCK_LOOK_EVERY);
+  }
+  try {
+    return work();
+  } finally {
+    lock.unlock();
+  }
+}
+
+/** Takes a share in the lock, after writing our world into it if nobody else is there. */
+async function joinWorld(lock: FileLock, boot: string, name: string): Promise<void> {
+  const world = processWorld(boot);
+  const deadline = performance.now() + LOCK_WITHIN;
+  for (;;) {
+    if (lock.tryLock('exclusive')) lock.write(world);
+    if (lock.tryLock('shared')) break;
+    if (performance.now() > deadline) throw new RegistryAway(`${name}: another process holds the lock ${lock.path}`);
+    await setTimeout(LOCK_LOOK_EVERY);
+  }
+  if (lock.read() === world) return;
+  throw new SetupError(
+    'OTHER_WORLD',
+    `${name}: in use by a weftd in another PID namespace: give each its own --registry-path, or a registry for several machines`,
+  );
+}
+
+function parseLease(value: unknown): StoredLease | undefined {
+  const parsed = v.safeParse(leaseSchema, value);
+  return parsed.success ? parsed.output : undefined;
+}
+
+const toLease = (host: string, stored: StoredLease | undefined): Lease | undefined =>
+  stored && { host, addresses: stored.addresses, subnets: stored.subnets };
+
+const sameTexts = (a: readonly string[], b: readonly string[]): boolean =>
+  a.length === b.length && a.every((text, i) => text === b[i]);
+
+/** What the file system says; some of it passes. */
+function unusable(name: string, error: unknown): SetupError {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  const reason = lmdbReason(error);
+  if (code === 'ENOTDIR' || code === 'EEXIST')
+    return new SetupError('NO_REGISTRY', `${name}: not a directory: ${reason}`);
+  return new RegistryAway(`${name}: cannot be used: ${reason}`);
+}

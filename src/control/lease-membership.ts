@@ -1,0 +1,86 @@
+/** Membership by a lease of the embedded registry, with the daemon's own memory of it. */
+import { join } from 'node:path';
+import { systemClock } from '../host/clock.js';
+import { readSubnetFile } from '../host/subnet-file.js';
+import { SetupError } from '../io/setup-error.js';
+import type { NetworkConfig } from './allocation.js';
+import { type Cidr, parsePrefixOf } from './cidr.js';
+import { EmbeddedRegistry, type Joined } from './embedded-registry.js';
+import { RegistryAway } from './embedded-store.js';
+import type { EventLog } from './event-log.js';
+import type { Membership, MembershipOptions } from './membership.js';
+import { reasonOf } from './reason.js';
+import { type Remembered, State } from './state.js';
+import { WarmRegistry } from './warm-registry.js';
+
+/** Rejects with a SetupError. */
+export async function byLease(options: MembershipOptions): Promise<Membership> {
+  const { wish, configWish, stateDir, addresses, log } = options;
+  const subnetFile = wish.subnetFile ?? join(stateDir, 'subnet.env');
+  const clock = systemClock();
+  const state = State.open(stateDir, clock, log);
+  const embedded = new EmbeddedRegistry({
+    path: wish.registryPath,
+    wish: configWish,
+    addresses,
+    ttl: wish.leaseTtl * 1000,
+    clock,
+    log,
+    gate: options.gate,
+    moved: options.moved,
+  });
+  const close = async (): Promise<void> => {
+    await embedded.close();
+    await state.close();
+  };
+  try {
+    const remembered = state.recall();
+    const joined = await joinOrRemember(embedded, options, remembered, await subnetsIn(subnetFile, log));
+    const { config, subnets, how: lease, warm } = joined;
+    const registry = new WarmRegistry({ inner: embedded, state, config, subnets, ...(warm ? { warm } : {}) });
+    const networks = config.pools.map((pool) => pool.network);
+    const secondsLeft = (): number => embedded.leaseSecondsLeft;
+    return { networks, subnets, port: config.backend.port, registry, subnetFile, lease, secondsLeft, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+interface Start {
+  readonly config: NetworkConfig;
+  readonly subnets: readonly Cidr[];
+  readonly how: Joined['how'] | 'warm';
+  readonly warm?: { readonly remembered: Remembered; readonly reason: string };
+}
+
+async function joinOrRemember(
+  embedded: EmbeddedRegistry,
+  { wish, log }: MembershipOptions,
+  remembered: Remembered | undefined,
+  prefer: readonly Cidr[],
+): Promise<Start> {
+  try {
+    // Who remembers a registry does not make one: it is away, perhaps not mounted yet, and the others are in it.
+    return await embedded.join(prefer, remembered === undefined);
+  } catch (error) {
+    if (!(error instanceof RegistryAway) || !remembered) throw error;
+    const hours = (remembered.age / 3_600_000).toFixed(1);
+    if (remembered.age > wish.staleLimit * 1000) {
+      throw new SetupError(
+        'TOO_STALE',
+        `${error.message}; what is remembered of it is ${hours} hours old, more than --stale-limit ${wish.staleLimit} s allows`,
+      );
+    }
+    const { config, subnets, confirmed } = remembered;
+    log.warn('warm_start', { reason: error.message, since: new Date(confirmed).toISOString() });
+    const reason = embedded.assume(subnets, reasonOf(error));
+    return { config, subnets, how: 'warm', warm: { remembered, reason } };
+  }
+}
+
+/** The subnets that subnet.env names; none if there is no such file, or it makes no sense. */
+async function subnetsIn(path: string, log: EventLog): Promise<readonly Cidr[]> {
+  const warn = (reason: string): void => log.warn('subnet_file_ignored', { reason });
+  return (await readSubnetFile(path, parsePrefixOf, warn))?.subnets ?? [];
+}

@@ -1,0 +1,176 @@
+/**
+ * What one daemon remembers over a restart, in an LMDB environment of its own (`--state-dir`): the last good snapshot of the
+ * registry, with the subnets that were ours, and when it was last known to be right.
+ *
+ * The directory is locked: two daemons with one memory would each believe the other's. What is damaged is moved aside, because a
+ * daemon without memory still works; the snapshot carries a digest, so that half of one is never believed.
+ */
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import * as v from 'valibot';
+import type { Clock } from '../host/clock.js';
+import { FileLock } from '../host/file-lock.js';
+import { SetupError } from '../io/setup-error.js';
+import { configFromJson, configToJson, type NetworkConfig } from './allocation.js';
+import { type Cidr, parseCidr } from './cidr.js';
+import type { EventLog } from './event-log.js';
+import { dataFile, type Lmdb, lmdbReason, openLmdb, transact } from './lmdb.js';
+import { reasonOf } from './reason.js';
+import { makeRecord, type PeerRecord } from './records.js';
+
+export interface Snapshot {
+  readonly config: NetworkConfig;
+  readonly subnets: readonly Cidr[];
+  readonly records: readonly PeerRecord[];
+}
+
+export interface Remembered extends Snapshot {
+  /** Date.now() of when it was last known to be right. */
+  readonly confirmed: number;
+  /** Milliseconds since then. */
+  readonly age: number;
+}
+
+const recordSchema = v.object({
+  id: v.string(),
+  name: v.string(),
+  address: v.string(),
+  port: v.number(),
+  subnets: v.array(v.string()),
+  underlayMtu: v.optional(v.number()),
+  ecn: v.boolean(),
+});
+const snapshotSchema = v.object({ config: v.unknown(), subnets: v.array(v.string()), records: v.array(recordSchema) });
+const storedSchema = v.object({ text: v.string(), digest: v.string() });
+const confirmedSchema = v.object({ wall: v.number(), boot: v.string(), monotonic: v.number() });
+
+export class State {
+  readonly #directory: string;
+  readonly #db: Lmdb;
+  readonly #lock: FileLock;
+  readonly #clock: Clock;
+  readonly #log: EventLog;
+  #failing = false;
+
+  private constructor(directory: string, db: Lmdb, lock: FileLock, clock: Clock, log: EventLog) {
+    this.#directory = directory;
+    this.#db = db;
+    this.#lock = lock;
+    this.#clock = clock;
+    this.#log = log;
+  }
+
+  /** Opens the directory, and makes it if need be. Throws a SetupError: it cannot be used, or another daemon uses it. */
+  static open(directory: string, clock: Clock, log: EventLog): State {
+    let lock: FileLock | undefined;
+    try {
+      mkdirSync(directory, { recursive: true });
+      lock = new FileLock(join(directory, 'daemon'));
+      if (!lock.tryLock('exclusive')) {
+        throw new SetupError(
+          'STATE_IN_USE',
+          `state directory ${directory} is in use by another weftd (pid ${lock.read()}): give each its own --state-dir`,
+        );
+      }
+      lock.write(String(process.pid));
+      return new State(directory, openOrReplace(directory, log), lock, clock, log);
+    } catch (error) {
+      lock?.close();
+      if (error instanceof SetupError) throw error;
+      throw new SetupError(
+        'NO_STATE',
+        `state directory ${directory} cannot be used: ${lmdbReason(error)}: check --state-dir`,
+      );
+    }
+  }
+
+  /** What was remembered last; undefined: nothing, or (said in the log) nothing that can be believed. */
+  recall(): Remembered | undefined {
+    const stored = this.#db.get(['snapshot']);
+    if (stored === undefined) return undefined;
+    try {
+      const { text, digest } = v.parse(storedSchema, stored);
+      if (digestOf(text) !== digest) throw new RangeError('its digest is wrong');
+      const { config, subnets, records } = v.parse(snapshotSchema, JSON.parse(text));
+      const { wall, boot, monotonic } = v.parse(confirmedSchema, this.#db.get(['confirmed']));
+      // Within one boot by a clock that nobody sets; else by the wall clock, which may have gone back.
+      const age = boot === this.#clock.boot ? this.#clock.monotonic() - monotonic : Math.max(0, Date.now() - wall);
+      return {
+        config: configFromJson(config),
+        subnets: subnets.map(parseCidr),
+        records: records.map((record) => makeRecord(record)),
+        confirmed: wall,
+        age,
+      };
+    } catch (error) {
+      this.#log.error('state_damaged', {
+        directory: this.#directory,
+        reason: `snapshot: ${reasonOf(error)}`,
+        effect: 'not used',
+      });
+      return undefined;
+    }
+  }
+
+  /** Remembers `snapshot`, durably; false (said in the log) if it cannot. */
+  remember({ config, subnets, records }: Snapshot): boolean {
+    const texts = subnets.map((subnet) => subnet.text);
+    const text = JSON.stringify({ config: configToJson(config), subnets: texts, records });
+    return this.#write(() => {
+      this.#db.putSync(['snapshot'], { text, digest: digestOf(text) });
+      this.#confirm();
+    });
+  }
+
+  /** What is remembered is still so. */
+  confirm(): boolean {
+    return this.#write(() => this.#confirm());
+  }
+
+  async close(): Promise<void> {
+    await this.#db.close();
+    this.#lock.close();
+  }
+
+  #confirm(): void {
+    this.#db.putSync(['confirmed'], { wall: Date.now(), boot: this.#clock.boot, monotonic: this.#clock.monotonic() });
+  }
+
+  #write(change: () => void): boolean {
+    try {
+      transact(this.#db, this.#directory, change);
+      if (this.#failing) this.#log.info('state_recovered', { directory: this.#directory });
+      this.#failing = false;
+    } catch (error) {
+      const reason = lmdbReason(error);
+      if (!this.#failing)
+        this.#log.error('state_trouble', { directory: this.#directory, reason, effect: 'a restart may know less' });
+      this.#failing = true;
+    }
+    return !this.#failing;
+  }
+}
+
+const digestOf = (text: string): string => createHash('sha256').update(text).digest('hex');
+
+/** Opens the environment; one that is damaged is moved aside first. */
+function openOrReplace(directory: string, log: EventLog): Lmdb {
+  try {
+    return openLmdb(directory);
+  } catch (error) {
+    if (!(error instanceof SetupError && error.code === 'DAMAGED')) throw error;
+    const file = dataFile(directory);
+    const aside = freeName(`${file}.damaged-${new Date().toISOString().replace(/[:.]/g, '-')}`);
+    renameSync(file, aside);
+    rmSync(join(directory, 'lock.mdb'), { force: true });
+    log.error('state_damaged', { directory, reason: error.message, effect: `moved aside to ${aside}` });
+    return openLmdb(directory);
+  }
+}
+
+function freeName(name: string): string {
+  let free = name;
+  for (let i = 2; existsSync(free); i++) free = `${name}-${i}`;
+  return free;
+}
