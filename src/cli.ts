@@ -2,7 +2,7 @@
 /** weft: what an operator does beside running weftd. Exit codes: 0 done, 1 failed, 2 wrong usage. */
 import { writeSync } from 'node:fs';
 import { parseInit, UsageError, wishOf } from './config.js';
-import { EmbeddedStore } from './control/embedded-store.js';
+import { EmbeddedStore, PATIENCE } from './control/embedded-store.js';
 import { systemClock } from './host/clock.js';
 import { SetupError } from './io/setup-error.js';
 
@@ -19,7 +19,7 @@ async function init(argv: readonly string[]): Promise<string> {
   if (asked.kind === 'help') return asked.text;
   if (asked.kind === 'version') throw new UsageError('weft init has no --version: weftd --version says it');
   const { config } = asked;
-  const store = await EmbeddedStore.open(config.registryPath, systemClock(), true);
+  const store = await EmbeddedStore.open(config.registryPath, systemClock(), true, PATIENCE.first);
   try {
     const { config: found, created } = await store.configure(wishOf(config));
     const pools = found.pools.map(

@@ -19,6 +19,7 @@ import {
   type Acquired,
   EmbeddedStore,
   type Lease,
+  PATIENCE,
   type Position,
   RegistryAway,
   registryName,
@@ -100,13 +101,15 @@ export class EmbeddedRegistry implements Registry {
   }
 
   /**
-   * Opens the registry (and makes it, if `create`) and takes a lease: ours of before, else `prefer` if that can be had. Rejects
-   * with RegistryAway or another SetupError. After RegistryAway, `assume` lets `watch` go on trying.
+   * Opens the registry and takes a lease: ours of before, else `prefer` if that can be had. `first`: we know of no registry, so
+   * it may be made, and is worth a longer wait. Rejects with RegistryAway or another SetupError; after RegistryAway, `assume`
+   * lets `watch` go on trying.
    */
-  async join(prefer: readonly Cidr[], create: boolean): Promise<Joined> {
-    const { config } = await this.#open(create && this.#options.wish.networks.length > 0);
+  async join(prefer: readonly Cidr[], first: boolean): Promise<Joined> {
+    const { config, store } = await this.#open(first);
     this.#subnets = prefer;
     const { subnets, how } = await this.#acquire();
+    store.patience = PATIENCE.running;
     this.#subnets = subnets;
     this.#startBeat();
     return { config, subnets, how };
@@ -172,9 +175,10 @@ export class EmbeddedRegistry implements Registry {
     return this.#trouble;
   }
 
-  async #open(create: boolean): Promise<Session> {
+  async #open(first: boolean): Promise<Session> {
     const { path, clock, wish } = this.#options;
-    const store = await EmbeddedStore.open(path, clock, create);
+    const patience = first ? PATIENCE.first : PATIENCE.running;
+    const store = await EmbeddedStore.open(path, clock, first && wish.networks.length > 0, patience);
     try {
       const { config } = await store.configure(wish);
       const hostLock = this.#lockHost();

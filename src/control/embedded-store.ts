@@ -40,9 +40,10 @@ import { reasonOf } from './reason.js';
 
 const FORMAT = 1;
 const LOG_KEPT = 1000;
-/** How long another process may hold a lock before the registry counts as away. */
-const LOCK_WITHIN = 500;
-const LOCK_LOOK_EVERY = 2;
+/** Milliseconds to wait for a lock that others hold before the registry counts as away. */
+export const PATIENCE = { running: 1000, first: 10_000 } as const;
+/** Between looks at a lock that others hold: at random, so that fifty who wait do not spend the machine on looking. */
+const lockDelay = (): number => 2 + Math.random() * 20;
 
 /** The registry cannot be used now, but may come back: its directory is absent, its disk full, its lock held. */
 export class RegistryAway extends SetupError {
@@ -106,23 +107,26 @@ export class EmbeddedStore {
   readonly #db: Lmdb;
   readonly #writer: FileLock;
   readonly #world: FileLock;
+  /** Milliseconds; see PATIENCE. */
+  patience: number;
   readonly #inode: number;
 
-  private constructor(path: string, clock: Clock, db: Lmdb, writer: FileLock, world: FileLock) {
+  private constructor(path: string, clock: Clock, db: Lmdb, writer: FileLock, world: FileLock, patience: number) {
     this.name = registryName(path);
     this.#path = path;
     this.#clock = clock;
     this.#db = db;
     this.#writer = writer;
     this.#world = world;
+    this.patience = patience;
     this.#inode = statSync(dataFile(path)).ino;
   }
 
   /**
-   * Opens the registry in directory `path`; makes it first if there is none and `create` says so. Rejects with RegistryAway, or
-   * with another SetupError when waiting would not help.
+   * Opens the registry in directory `path`; makes it first if there is none and `create` says so. Rejects with RegistryAway
+   * (after `patience` milliseconds, if it is for a lock), or with another SetupError when waiting would not help.
    */
-  static async open(path: string, clock: Clock, create: boolean): Promise<EmbeddedStore> {
+  static async open(path: string, clock: Clock, create: boolean, patience: number): Promise<EmbeddedStore> {
     const name = registryName(path);
     const locks: FileLock[] = [];
     try {
@@ -132,11 +136,11 @@ export class EmbeddedStore {
       }
       const world = new FileLock(join(path, 'world'));
       locks.push(world);
-      await joinWorld(world, clock.boot, name);
+      await joinWorld(world, clock.boot, name, patience);
       const writer = new FileLock(join(path, 'writer'));
       locks.push(writer);
-      const db = await whileLocked(writer, () => openLmdb(path));
-      return new EmbeddedStore(path, clock, db, writer, world);
+      const db = await whileLocked(writer, patience, () => openLmdb(path));
+      return new EmbeddedStore(path, clock, db, writer, world, patience);
     } catch (error) {
       for (const lock of locks) lock.close();
       if (error instanceof SetupError && error.code === 'DAMAGED') {
@@ -351,7 +355,7 @@ export class EmbeddedStore {
   /** One transaction. Rejects with RegistryAway when it cannot be had or committed, or with the SetupError that `change` threw. */
   async #write<T>(change: () => T): Promise<T> {
     try {
-      return await whileLocked(this.#writer, () => {
+      return await whileLocked(this.#writer, this.patience, () => {
         this.#db.readerCheck(); // readers that were killed would keep old pages from being used again
         return transact(this.#db, this.#path, change);
       });
@@ -362,11 +366,11 @@ export class EmbeddedStore {
 }
 
 /** Does `work` with the lock; rejects when that is not to be had. From taking it to letting go nothing else runs here. */
-async function whileLocked<T>(lock: FileLock, work: () => T): Promise<T> {
-  const deadline = performance.now() + LOCK_WITHIN;
+async function whileLocked<T>(lock: FileLock, patience: number, work: () => T): Promise<T> {
+  const deadline = performance.now() + patience;
   while (!lock.tryLock('exclusive')) {
     if (performance.now() > deadline) throw new Error('another process holds its write lock, and does not let go');
-    await setTimeout(LOCK_LOOK_EVERY);
+    await setTimeout(lockDelay());
   }
   try {
     return work();
@@ -376,14 +380,14 @@ async function whileLocked<T>(lock: FileLock, work: () => T): Promise<T> {
 }
 
 /** Takes a share in the lock, after writing our world into it if nobody else is there. */
-async function joinWorld(lock: FileLock, boot: string, name: string): Promise<void> {
+async function joinWorld(lock: FileLock, boot: string, name: string, patience: number): Promise<void> {
   const world = processWorld(boot);
-  const deadline = performance.now() + LOCK_WITHIN;
+  const deadline = performance.now() + patience;
   for (;;) {
     if (lock.tryLock('exclusive')) lock.write(world);
     if (lock.tryLock('shared')) break;
     if (performance.now() > deadline) throw new RegistryAway(`${name}: another process holds the lock ${lock.path}`);
-    await setTimeout(LOCK_LOOK_EVERY);
+    await setTimeout(lockDelay());
   }
   if (lock.read() === world) return;
   throw new SetupError(
