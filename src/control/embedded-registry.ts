@@ -25,6 +25,7 @@ import {
   registryName,
 } from './embedded-store.js';
 import type { EventLog } from './event-log.js';
+import { Lingering } from './lingering.js';
 import { reasonOf } from './reason.js';
 import { makeRecord, type PeerRecord } from './records.js';
 import type { Cursor, Registry, RegistryEvent, RegistryUpdate } from './registry.js';
@@ -75,6 +76,7 @@ export class EmbeddedRegistry implements Registry {
   readonly #options: EmbeddedOptions;
   readonly #times: EmbeddedTimes;
   readonly #texts: readonly string[];
+  #lingering: Lingering;
   #session: Session | undefined;
   /** What is in use here, and what we want back. */
   #subnets: readonly Cidr[] = [];
@@ -92,12 +94,13 @@ export class EmbeddedRegistry implements Registry {
     this.name = registryName(options.path);
     this.#options = options;
     this.#times = { ...TIMES, ...options.times };
+    this.#lingering = new Lingering([], this.#times.settle);
     this.#texts = options.addresses.map((address) => address.text);
   }
 
-  /** Seconds until our lease ends; negative after it. */
+  /** Seconds until our lease ends; negative after it, 0 while there is none. */
   get leaseSecondsLeft(): number {
-    return (this.#expires - this.#options.clock.monotonic()) / 1000;
+    return this.#expires === 0 ? 0 : (this.#expires - this.#options.clock.monotonic()) / 1000;
   }
 
   /**
@@ -115,9 +118,13 @@ export class EmbeddedRegistry implements Registry {
     return { config, subnets, how };
   }
 
-  /** Instead of joining, while the registry is away: these subnets were ours and are in use. Returns the trouble as it tells it. */
-  assume(subnets: readonly Cidr[], trouble: string): string {
+  /**
+   * Instead of joining, while the registry is away: these subnets were ours and are in use, and these records are in force.
+   * Returns the trouble as it tells it.
+   */
+  assume(subnets: readonly Cidr[], records: readonly PeerRecord[], trouble: string): string {
     this.#subnets = subnets;
+    this.#lingering = new Lingering(records, this.#times.settle);
     const reason = this.#fail(trouble);
     this.#startBeat();
     return reason;
@@ -258,8 +265,12 @@ export class EmbeddedRegistry implements Registry {
   /** What changed since `position`; undefined: nothing. */
   #news(session: Session, position: Position | undefined): Exclude<RegistryUpdate, { kind: 'trouble' }> | undefined {
     const now = session.store.position();
-    if (position && position.id === now.id && position.revision === now.revision) return undefined;
+    const time = this.#options.clock.monotonic();
     const cursor = formatPosition(now);
+    if (position && position.id === now.id && position.revision === now.revision) {
+      const events = this.#lingering.events([], time);
+      return events.length > 0 ? { kind: 'events', events, cursor } : undefined;
+    }
     const changes = position && session.store.changes(position);
     if (!changes) {
       const leases = [...session.store.leases()];
@@ -267,14 +278,14 @@ export class EmbeddedRegistry implements Registry {
       const records = leases
         .map((lease) => this.#toRecord(lease, session.config))
         .filter((record) => record !== undefined);
-      return { kind: 'snapshot', records, cursor };
+      return { kind: 'snapshot', records: this.#lingering.snapshot(records, time), cursor };
     }
     const events = changes.map(({ host, lease }): RegistryEvent => {
       if (host === this.#texts[0]) this.#lookAtOwn(lease);
       const record = lease && this.#toRecord(lease, session.config);
       return record ? { type: 'put', record } : { type: 'delete', id: host };
     });
-    return { kind: 'events', events, cursor };
+    return { kind: 'events', events: this.#lingering.events(events, time), cursor };
   }
 
   /** Someone took our lease away, or changed it: see to it at once. */

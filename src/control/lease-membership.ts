@@ -65,16 +65,15 @@ async function joinOrRemember(
     return await embedded.join(prefer, remembered === undefined);
   } catch (error) {
     if (!(error instanceof RegistryAway) || !remembered) throw error;
-    const hours = (remembered.age / 3_600_000).toFixed(1);
     if (remembered.age > wish.staleLimit * 1000) {
       throw new SetupError(
         'TOO_STALE',
-        `${error.message}; what is remembered of it is ${hours} hours old, more than --stale-limit ${wish.staleLimit} s allows`,
+        `${error.message}; what is remembered of it is ${Math.ceil(remembered.age / 1000)} s old, more than --stale-limit ${wish.staleLimit} allows`,
       );
     }
-    const { config, subnets, confirmed } = remembered;
+    const { config, subnets, records, confirmed } = remembered;
     log.warn('warm_start', { reason: error.message, since: new Date(confirmed).toISOString() });
-    const reason = embedded.assume(subnets, reasonOf(error));
+    const reason = embedded.assume(subnets, records, reasonOf(error));
     return { config, subnets, how: 'warm', warm: { remembered, reason } };
   }
 }
