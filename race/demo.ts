@@ -3,13 +3,15 @@
  *
  *     sudo npm run demo [-- --seconds N] [-- --keep] [-- --clean]
  *
- * It shows the topology, a ping, a TCP transfer, the same over the kernel's VXLAN on the same veth, and the counters; then
- * it removes everything, on Ctrl-C too. With --keep it leaves the hosts running, until --clean.
+ * There is no peers file: each weftd takes a subnet by itself, and its client gets an address out of it. The demo shows the
+ * topology, a ping, a TCP transfer, the same over the kernel's VXLAN on the same veth, the counters, and how a daemon that was
+ * killed comes back while the registry is away. Then it removes everything, on Ctrl-C too. With --keep it leaves the hosts
+ * running, until --clean.
  *
  * There can be one demo on a machine: its namespaces have fixed names, short enough to type. LOCK says who runs it.
  */
 import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -21,14 +23,18 @@ import {
   hostsImpossible,
   ipv6Works,
   Lab,
+  moveHost,
+  NETWORK4,
+  NETWORK6,
   namespacesNamed,
   removeNamespaces,
   run,
+  sleep,
   twoHosts,
 } from './hosts.js';
 import { median } from './measures.js';
 import { readMetrics, showCounters } from './scrape.js';
-import { DAEMON, kernelVxlan, type Subject, use, weftUdp } from './subjects.js';
+import { DAEMON, EmbeddedWeftd, embeddedWeft, kernelVxlan, type Subject, use } from './subjects.js';
 
 const LOCK = '/run/weft-demo.json';
 const PREFIX = 'weft-demo-';
@@ -164,17 +170,43 @@ async function installMissing(): Promise<void> {
 
 // --- the show ---
 
+/** Starts the daemon, says what was said to it and what it took, and addresses its host and client out of that. */
+async function showStart(weftd: EmbeddedWeftd): Promise<Host> {
+  const command = `  ${weftd.host.letter}# weftd ${weftd.args.join(' ')}`.padEnd(58);
+  status(`${command} …`);
+  const begun = performance.now();
+  const subnets = await weftd.start();
+  status('');
+  say(`${command} ready after ${since(begun)}, took ${subnets.join(', ')}`);
+  const [v4, v6] = subnets;
+  return moveHost(weftd.host, v4, v6);
+}
+
 function showTopology(a: Host, b: Host): void {
   const cell = (text: string): string => ` ${text} `.padEnd(16);
+  const client = (host: Host): string => host.client4.padEnd(10);
   say(`
-    client-a             host a                                          host b             client-b
-  ┌──────────┐      ┌────────────────┐                             ┌────────────────┐      ┌──────────┐
-  │ ${a.client4} ├──────┤${cell('weftd')}│    underlay: a veth pair    │${cell('weftd')}├──────┤ ${b.client4} │
-  └──────────┘      │${cell(a.underlay4)}╞═════════════════════════════╡${cell(b.underlay4)}│      └──────────┘
-                    │${cell('flannel0')}│    IP in UDP, port 8285     │${cell('flannel0')}│
-                    └────────────────┘                             └────────────────┘
+    client-a               host a                                          host b               client-b
+  ┌────────────┐      ┌────────────────┐                             ┌────────────────┐      ┌────────────┐
+  │ ${client(a)} ├──────┤${cell('weftd')}│    underlay: a veth pair    │${cell('weftd')}├──────┤ ${client(b)} │
+  └────────────┘      │${cell(a.underlay4)}╞═════════════════════════════╡${cell(b.underlay4)}│      └────────────┘
+                      │${cell(a.subnet4)}│    IP in UDP, port 8285     │${cell(b.subnet4)}│
+                      └───────┬────────┘                             └───────┬────────┘
+                              └───── registry: a folder that both use ───────┘
 `);
 }
+
+/** The lines of each daemon's subnet.env that say what is the host's own. */
+function showSubnetFiles(weftds: readonly EmbeddedWeftd[]): void {
+  say('What each wrote into its file subnet.env, for other programs to read (among other lines):');
+  for (const { host, subnetFile } of weftds) {
+    const lines = readFileSync(subnetFile, 'utf8').split('\n');
+    say(`  host ${host.letter}  ${lines.filter((line) => /_(SUBNET|MTU)=/.test(line)).join('  ')}`);
+  }
+  say();
+}
+
+const since = (begun: number): string => `${((performance.now() - begun) / 1000).toFixed(1)} s`;
 
 async function showPing(from: Host, address: string): Promise<void> {
   await answersPing(from.client, address); // the first waits for the neighbours' addresses
@@ -215,26 +247,85 @@ async function transfer(label: string, a: Host, b: Host, seconds: number): Promi
 /** A bar on which 30 Gbit/s fill 30 columns. */
 const bar = (gbits: number): string => '█'.repeat(Math.min(30, Math.max(1, Math.round(gbits)))).padEnd(30, '·');
 
-async function show(lab: Lab, options: Options): Promise<void> {
-  const [a, b] = twoHosts(lab);
-  const hosts = [a, b];
-  for (const { client } of hosts) client.sysctl({ 'net/ipv4/tcp_no_metrics_save': 1 });
-  const inside = ipv6Works() ? 'both' : 'v4';
-  const weft = weftUdp(lab, hosts, { inside, daemonArgs: ['--metrics-address', METRICS] });
-  status('  starting weftd on both hosts …');
+/** The daemon of `host` crashes and starts again while the registry is away; then the registry comes back. */
+async function showCrash(from: Host, host: Host, weftd: EmbeddedWeftd): Promise<void> {
+  const { registry } = weftd;
+  const step = (text: string, came: string): boolean => say(`  ${text.padEnd(27)} ${came}`);
+  say(`weftd on host ${host.letter} crashes, and starts again while the registry is away:`);
+  const longestSilence = pingAllTheTime(from, host.client4);
+  await sleep(500);
+  await weftd.kill();
+  step('kill -9', 'its subnet stays its own for up to 60 s');
+  renameSync(registry, `${registry}.away`);
+  step('mv registry registry.away', 'nobody can ask it');
   const begun = performance.now();
-  await weft.start();
-  status('');
-  say(
-    `Two hosts on this machine, as network namespaces; weftd is ready on both after ${((performance.now() - begun) / 1000).toFixed(1)} s.`,
-  );
+  const [subnet] = await weftd.start();
+  if (subnet !== host.subnet4) throw new Error(`weftd came back on host ${host.letter} with ${subnet}`);
+  step(`weftd ${weftd.args.join(' ')}`, `ready after ${since(begun)} on its own ${subnet}, from what it remembers`);
+  if (!(await answersPing(from.client, host.client4))) throw new Error(`${host.client4} answers no more`);
+  step('ping client-a to client-b', `answered again; no answer for ${(await longestSilence()).toFixed(1)} s in all`);
+  const indent = ''.padEnd(30);
+  step('its /readyz says', (await readyz(host)).replace(': registry', `:\n${indent}registry`));
+  renameSync(`${registry}.away`, registry);
+  const back = performance.now();
+  step('mv registry.away registry', 'it is back');
+  let said = await readyz(host);
+  while (said !== 'weftd is ready') {
+    if (performance.now() > back + 10_000) throw new Error(`weftd did not find the registry again: ${said}`);
+    said = await readyz(host);
+  }
+  step('its /readyz says', said);
+}
+
+/** Pings until the result is called, which resolves to the longest time between two answers, in seconds. */
+function pingAllTheTime(from: Host, address: string): () => Promise<number> {
+  const ping = from.client.spawn('ping', ['-n', '-D', '-i', '0.05', address], { stdio: ['ignore', 'pipe', 'ignore'] });
+  let text = '';
+  ping.stdout!.setEncoding('utf8').on('data', (more: string) => {
+    text += more;
+  });
+  const ended = new Promise((resolve) => ping.once('close', resolve));
+  return async () => {
+    ping.kill('SIGINT');
+    await ended;
+    const times = [...text.matchAll(/^\[([\d.]+)\] .* time=/gm)].map((match) => Number(match[1]));
+    return Math.max(...times.slice(1).map((time, i) => time - times[i]));
+  };
+}
+
+/** What a daemon says of itself. There may be no curl. */
+async function readyz({ ns }: Host): Promise<string> {
+  const fetched = 'fetch(process.argv[1]).then((r) => r.text()).then((text) => process.stdout.write(text))';
+  const { stdout } = await ns.run(process.execPath, ['-e', fetched, `http://${METRICS}/readyz`]);
+  return stdout.trim();
+}
+
+interface Shown {
+  readonly weftds: readonly EmbeddedWeftd[];
+  readonly hosts: readonly Host[];
+}
+
+async function show(lab: Lab, options: Options): Promise<Shown> {
+  const inside = ipv6Works() ? [NETWORK4, NETWORK6] : [NETWORK4];
+  const pair = twoHosts(lab);
+  for (const { client } of pair) client.sysctl({ 'net/ipv4/tcp_no_metrics_save': 1 });
+  const weftds = pair.map((host, i) => {
+    const args = [...(i === 0 ? ['--network', inside.join(',')] : []), '--iface', 'eth0'];
+    return new EmbeddedWeftd(host, args, ['--metrics-address', METRICS]);
+  });
+  say('Two hosts on this machine, as network namespaces. The first names the network, and each takes a subnet of it:');
+  const hosts: Host[] = [];
+  for (const weftd of weftds) hosts.push(await showStart(weftd));
+  say('  (and --registry-path and --state-dir in a folder of the demo: else they would be below /var/lib/weft)');
+  const [a, b] = hosts;
   showTopology(a, b);
+  showSubnetFiles(weftds);
 
   const through = async (subject: Subject): Promise<void> => use(subject, hosts);
-  await through(weft);
-  say('Through Weft:');
+  await through(embeddedWeft);
+  say('Through Weft, from client-a to client-b:');
   await showPing(a, b.client4);
-  if (inside === 'both') await showPing(a, b.client6);
+  if (inside.length > 1) await showPing(a, b.client6);
   say();
   say('One TCP flow from client-a to client-b:');
   const ours = await transfer('Weft', a, b, options.seconds);
@@ -242,24 +333,31 @@ async function show(lab: Lab, options: Options): Promise<void> {
   await vxlan.start();
   await through(vxlan);
   const kernels = await transfer('kernel VXLAN', a, b, options.seconds);
-  await through(weft);
+  await through(embeddedWeft);
   for (const host of hosts) host.ns.ip('link del vxlan0');
   say(`  Weft carries ${(ours / kernels).toFixed(2)} × what the kernel's VXLAN does on the same veth.`);
   say();
   say('What the two daemons counted (without what is zero on both):');
   say(showCounters(['host a', 'host b'], await Promise.all(hosts.map((host) => readMetrics(host.ns, METRICS)))));
+  say();
+  await showCrash(a, b, weftds[1]);
+  return { weftds, hosts };
 }
 
-function explainKept(lab: Lab): void {
+function explainKept({ weftds, hosts: [, b] }: Shown): void {
   const inside = (where: string, command: string): string => `  sudo ip netns exec ${PREFIX}${where} ${command}`;
   say(`
 The two hosts keep running. To look around:
-${inside('client-a', 'ping 10.5.2.2')}
+${inside('client-a', `ping ${b.client4}`)}
 ${inside('client-b', 'iperf3 -s -1 &')}
-${inside('client-a', 'iperf3 -c 10.5.2.2')}
+${inside('client-a', `iperf3 -c ${b.client4}`)}
 ${inside('a', 'ip route')}
 ${inside('a', `curl -s http://${METRICS}/metrics`)}
-  sudo tail -f ${lab.dir}/weftd-a.log
+${inside('b', `curl -s http://${METRICS}/readyz`)}
+  sudo cat ${weftds[1].subnetFile}
+  sudo tail -f ${weftds[0].logFile}
+To take the registry away, and see that packets still flow and what /readyz says (then move it back):
+  sudo mv ${weftds[0].registry} ${weftds[0].registry}.away
 To remove it all:
   sudo npm run demo -- --clean`);
 }
@@ -282,11 +380,11 @@ async function main(): Promise<void> {
     await installMissing();
     const impossible = hostsImpossible();
     if (impossible) throw new Error(impossible);
-    await show(lab, options);
+    const shown = await show(lab, options);
     if (options.keep) {
       lab.keep();
       writeFileSync(LOCK, lockContent({ dir: lab.dir, kept: true }));
-      explainKept(lab);
+      explainKept(shown);
     }
   } catch (error) {
     if (!(await lab.interrupted())) throw error;

@@ -456,6 +456,29 @@ export function makeHosts(lab: Lab, options: HostsOptions): Host[] {
   return hosts;
 }
 
+/**
+ * The same host with another subnet of each family (an allocated one): its `lan0` and its client get the addresses that
+ * `makeHosts` would have given them there, base + 1 and base + 2. A family that is left out gets no address.
+ */
+export function moveHost(host: Host, subnet4: string | undefined, subnet6?: string): Host {
+  const { ns, client, clientInterface } = host;
+  const moved = { ...host };
+  ns.ip('addr flush dev lan0 scope global');
+  client.ip(`addr flush dev ${clientInterface} scope global`);
+  for (const subnet of [subnet4, subnet6]) {
+    if (subnet === undefined) continue;
+    const [base, length] = subnet.split('/');
+    const v6 = base.includes(':');
+    const nth = (n: number): string => (v6 ? `${base}${n}` : base.replace(/\d+$/, (last) => `${Number(last) + n}`));
+    ns.ip(`addr add ${nth(1)}/${length} dev lan0${v6 ? ' nodad' : ''}`);
+    client.ip(`addr add ${nth(2)}/${length} dev ${clientInterface}${v6 ? ' nodad' : ''}`);
+    // Of hosts that share a client, the first has the default route.
+    if (clientInterface === 'eth0') client.ip(`route replace default via ${nth(1)}`);
+    Object.assign(moved, v6 ? { subnet6: subnet, client6: nth(2) } : { subnet4: subnet, client4: nth(2) });
+  }
+  return moved;
+}
+
 /** Two hosts joined by one veth, a client namespace behind each. */
 export function twoHosts(lab: Lab): [Host, Host] {
   const [a, b] = makeHosts(lab, { count: 2, join: 'veth', clients: 'own' });

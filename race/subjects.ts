@@ -94,6 +94,65 @@ export function weftUdp(lab: Lab, hosts: readonly Host[], options: WeftOptions):
 }
 
 /**
+ * A real weftd without a peers file: it finds the others, and a subnet of its own, in an embedded registry. All hosts of a lab
+ * share one file system, so the registry and what each daemon remembers are folders of the lab's.
+ */
+export class EmbeddedWeftd {
+  readonly host: Host;
+  /** What an operator would have to say. */
+  readonly args: readonly string[];
+  /** Shared by all of the lab. */
+  readonly registry: string;
+  readonly subnetFile: string;
+  readonly #more: readonly string[];
+  #daemon: Daemon | undefined;
+  #starts = 0;
+
+  /** The first one's `args` name the network. `more`: what only the lab needs. */
+  constructor(host: Host, args: readonly string[], more: readonly string[] = []) {
+    const { dir } = host.ns.lab;
+    const state = join(dir, `state-${host.letter}`);
+    this.host = host;
+    this.args = args;
+    this.registry = join(dir, 'registry');
+    this.subnetFile = join(state, 'subnet.env');
+    this.#more = ['--registry-path', this.registry, '--state-dir', state, ...more];
+  }
+
+  get logFile(): string | undefined {
+    return this.#daemon?.logFile;
+  }
+
+  /** Starts it; resolves once it forwards, to the subnets that it has: at most one of each family, IPv4 first. */
+  async start(): Promise<string[]> {
+    const { ns, letter } = this.host;
+    const name = ++this.#starts === 1 ? `weftd-${letter}` : `weftd-${letter}-${this.#starts}`; // each has a log of its own
+    const daemon = ns.start(name, process.execPath, [DAEMON, ...this.args, ...this.#more]);
+    this.#daemon = daemon;
+    const event = '"event":"ready"';
+    await daemon.ready(event);
+    const line = daemon
+      .log()
+      .split('\n')
+      .find((text) => text.includes(event));
+    return (JSON.parse(line ?? '{}') as { subnets: string[] }).subnets;
+  }
+
+  /** Ends it as a crash would. */
+  async kill(): Promise<void> {
+    await this.#daemon?.stop('SIGKILL');
+  }
+}
+
+/** Those daemons as a subject, for `use`: they are started by themselves. */
+export const embeddedWeft: Subject = {
+  name: 'weft-udp',
+  start: async () => {},
+  route: () => undefined,
+  device: () => 'flannel0',
+};
+
+/**
  * fastd without encryption (method "null"), mode tun: one layer-3 device per peer, named after it. Its MTU leaves
  * room for IPv4, UDP and the one byte of its own header.
  */

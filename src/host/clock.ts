@@ -17,8 +17,8 @@ export const systemClock = (): Clock => ({
 });
 
 /**
- * What processes must have in common to share an LMDB environment with deadlines in it: the boot, the PID namespace (LMDB tells
- * by their pids which readers are dead) and the time namespace (CLOCK_MONOTONIC is another in another).
+ * What processes must have in common to share an LMDB environment with deadlines in it: the boot, the PID namespace (LMDB knows
+ * its readers by their pids, and two processes of one pid would end each other's) and the time namespace (CLOCK_MONOTONIC is another in another).
  */
 export function processWorld(boot: string): string {
   return [boot, ...['pid', 'time'].map((kind) => namespaceOf(kind))].join(' ');
