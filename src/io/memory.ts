@@ -22,7 +22,7 @@ export interface MemoryOptions {
 }
 
 /** Most peers of a node. There are twice as many slots, so that every peer can be replaced in one change. */
-export const MAX_PEERS = 4096;
+export const MAX_PEERS = 16384;
 
 export const DEFAULT_MEMORY: MemoryOptions = { workers: 1, peers: 2 * MAX_PEERS, routeNodes: 1 << 19, networks: 1 };
 
