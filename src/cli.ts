@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 /** weft: what an operator does beside running weftd. Exit codes: 0 done, 1 failed, 2 wrong usage. */
 import { writeSync } from 'node:fs';
-import { parseInit, UsageError, wishOf } from './config.js';
+import { parseInit } from './command-line.js';
+import { UsageError, wishOf } from './config.js';
 import { EmbeddedStore, PATIENCE } from './control/embedded-store.js';
 import { systemClock } from './host/clock.js';
 import { SetupError } from './io/setup-error.js';

@@ -32,7 +32,8 @@ function version(): string {
 }
 
 async function main(): Promise<void> {
-  const { parseConfig, UsageError } = await import('./config.js');
+  const { parseConfig } = await import('./command-line.js');
+  const { UsageError } = await import('./config.js');
   const { SetupError } = await import('./io/setup-error.js');
   try {
     const asked = parseConfig(process.argv.slice(2), process.env, (path) => readFileSync(path, 'utf8'));

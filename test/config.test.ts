@@ -1,6 +1,7 @@
 /** Every option from every source, in the order of precedence, and every check with the line that it gives. */
 import t from 'tap';
-import { type Config, environmentName, OPTIONS, parseConfig, parseInit, UsageError } from '../src/config.js';
+import { environmentName, parseConfig, parseInit } from '../src/command-line.js';
+import { type Config, OPTIONS, UsageError } from '../src/config.js';
 import { ALL_OFFLOADS, OFFLOADS } from '../src/io/offloads.js';
 
 const noFile = (path: string): string => {
