@@ -1,3 +1,9 @@
+/**
+ * Every option of weftd, once: the flag, the environment variable, the key of the JSON file, the default, the check and the
+ * help all come from the table below; command-line.ts reads them.
+ *
+ * All sources give text that goes through the same check. Errors are one line: which option, its value, what is expected.
+ */
 import { type ConfigWish, DEFAULT_PORT } from './control/allocation.js';
 import { type Address, type Cidr, overlaps, parseAddress, parseCidr, parseHostAddress } from './control/cidr.js';
 import { MTU_LEAST, MTU_MOST } from './control/underlay.js';
