@@ -91,7 +91,7 @@ export interface Change {
 
 const leaseSchema = v.object({
   addresses: v.pipe(v.array(v.string()), v.minLength(1)),
-  subnets: v.array(v.string()),
+  subnets: v.array(v.pipe(v.string(), v.check(isCidr))),
   ttl: v.number(),
   expires: v.number(),
 });
@@ -196,6 +196,7 @@ export class EmbeddedStore {
       const now = this.#startBoot();
       const [host] = wish.addresses;
       const mine = this.#lease(host);
+      if (!mine && this.#db.get(['lease', host]) !== undefined) this.#forget(host);
       const taken = (subnet: Cidr): boolean => (this.#db.get(['subnet', subnet.text]) ?? host) !== host;
       const kept = mine?.subnets.map(parseCidr);
       let how: Acquired['how'] = 'taken over';
@@ -305,7 +306,7 @@ export class EmbeddedStore {
       const lease = parseLease(value);
       const host = String(key[1]);
       if (lease) this.#put(host, { ...lease, expires: now + lease.ttl }, lease);
-      else this.#remove(host, undefined);
+      else this.#forget(host);
     }
     return now;
   }
@@ -326,12 +327,18 @@ export class EmbeddedStore {
     this.#tell(host);
   }
 
-  #remove(host: string, lease: StoredLease | undefined): void {
+  #remove(host: string, lease: StoredLease): void {
     this.#db.removeSync(['lease', host]);
-    if (lease) this.#db.removeSync(['deadline', lease.expires, host]);
-    for (const subnet of lease?.subnets ?? []) {
-      if (this.#db.get(['subnet', subnet]) === host) this.#db.removeSync(['subnet', subnet]);
-    }
+    this.#db.removeSync(['deadline', lease.expires, host]);
+    for (const subnet of lease.subnets) this.#db.removeSync(['subnet', subnet]);
+    this.#tell(host);
+  }
+
+  /** Removes a lease that makes no sense, and whatever may have belonged to it. */
+  #forget(host: string): void {
+    this.#db.removeSync(['lease', host]);
+    for (const { key, value } of [...entriesOf(this.#db, 'subnet')]) if (value === host) this.#db.removeSync(key);
+    for (const { key } of [...entriesOf(this.#db, 'deadline')]) if (key[2] === host) this.#db.removeSync(key);
     this.#tell(host);
   }
 
@@ -339,8 +346,9 @@ export class EmbeddedStore {
     const ended = [...this.#db.getRange({ start: ['deadline'], end: ['deadline', now] })];
     for (const { key } of ended) {
       const host = String(key[2]);
-      this.#db.removeSync(key);
-      this.#remove(host, this.#lease(host));
+      const lease = this.#lease(host);
+      if (lease) this.#remove(host, lease);
+      else this.#forget(host);
     }
     return ended.length;
   }
@@ -394,6 +402,15 @@ async function joinWorld(lock: FileLock, boot: string, name: string, patience: n
     'OTHER_WORLD',
     `${name}: in use by a weftd in another PID namespace: give each its own --registry-path, or a registry for several machines`,
   );
+}
+
+function isCidr(text: string): boolean {
+  try {
+    parseCidr(text);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function parseLease(value: unknown): StoredLease | undefined {
