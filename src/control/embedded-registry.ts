@@ -159,10 +159,10 @@ export class EmbeddedRegistry implements Registry {
   /** Sees to the session and the lease; what goes wrong is the trouble until it goes right. */
   async #keep(): Promise<void> {
     const now = this.#options.clock.monotonic();
-    const lost = this.#session?.store.replaced ?? false;
-    if (lost) await this.#closeSession();
-    if (!lost && this.#trouble !== undefined && now < this.#lastTrouble + this.#times.retry) return;
     try {
+      const lost = this.#session?.store.replaced ?? false;
+      if (lost) await this.#closeSession();
+      if (!lost && this.#trouble !== undefined && now < this.#lastTrouble + this.#times.retry) return;
       if (!this.#session) await this.#open(false);
       if (lost || this.#trouble !== undefined || now >= this.#renewAt) this.#compare(await this.#acquire());
       const settled = now > this.#lastTrouble + this.#times.settle;

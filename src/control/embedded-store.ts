@@ -153,7 +153,7 @@ export class EmbeddedStore {
     }
   }
 
-  /** Another file has taken the place of the one that is open, or none has. */
+  /** Another file has taken the place of the one that is open, or none has. Throws what stat(2) says otherwise. */
   get replaced(): boolean {
     return statSync(dataFile(this.#path), { throwIfNoEntry: false })?.ino !== this.#inode;
   }
@@ -277,19 +277,18 @@ export class EmbeddedStore {
 
   #config(): NetworkConfig | undefined {
     this.#db.resetReadTxn();
-    const json = this.#db.get(['meta', 'config']);
-    if (json === undefined) return undefined;
-    const format = this.#db.get(['meta', 'format']);
     const { name } = this;
-    if (format !== FORMAT) {
+    try {
+      const json = this.#db.get(['meta', 'config']);
+      if (json === undefined) return undefined;
+      const format = this.#db.get(['meta', 'format']);
+      if (format === FORMAT) return configFromJson(json);
       throw new SetupError(
         'REGISTRY_FORMAT',
         `${name}: has format ${format}, this weftd knows ${FORMAT}: use one version`,
       );
-    }
-    try {
-      return configFromJson(json);
     } catch (error) {
+      if (error instanceof SetupError) throw error;
       throw new SetupError('REGISTRY_DAMAGED', `${name}: damaged: its configuration: ${reasonOf(error)}`);
     }
   }

@@ -7,7 +7,7 @@
  * lock held elsewhere blocks this thread, so processes that share an environment take a lock of their own first, which can be
  * waited for (embedded-store.ts).
  */
-import { existsSync, statfsSync, writeFileSync } from 'node:fs';
+import { accessSync, constants, existsSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { open, type RootDatabase } from 'lmdb';
 import { SetupError } from '../io/setup-error.js';
@@ -23,7 +23,7 @@ const MAP_BYTES = 1 << 30;
 const MOST_READERS = 1024;
 /** At least 64 bytes a reader and a header (mdb.c, MDB_reader and MDB_txninfo). */
 const LOCK_BYTES = MOST_READERS * 64 + 4096;
-/** LMDB complains to standard error, past the log, when a commit finds the disk full; so it is not tried on the last bytes. */
+/** LMDB complains to standard error, past the log, when a commit fails; so none is tried that would. */
 const LEAST_FREE_BYTES = 256 << 10;
 
 /** The file that an environment in `directory` has its pages in. */
@@ -52,6 +52,7 @@ export function openLmdb(directory: string): Lmdb {
 
 /** Commits what `change` does, all of it or, if it or the commit throws, nothing. */
 export function transact<T>(db: Lmdb, directory: string, change: () => T): T {
+  accessSync(dataFile(directory), constants.W_OK); // a read-only file system, for one
   checkSpace(directory);
   return db.transactionSync(change);
 }

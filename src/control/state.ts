@@ -87,9 +87,9 @@ export class State {
 
   /** What was remembered last; undefined: nothing, or (said in the log) nothing that can be believed. */
   recall(): Remembered | undefined {
-    const stored = this.#db.get(['snapshot']);
-    if (stored === undefined) return undefined;
     try {
+      const stored = this.#db.get(['snapshot']); // throws when its bytes are no JSON any more
+      if (stored === undefined) return undefined;
       const { text, digest } = v.parse(storedSchema, stored);
       if (digestOf(text) !== digest) throw new RangeError('its digest is wrong');
       const { config, subnets, records } = v.parse(snapshotSchema, JSON.parse(text));

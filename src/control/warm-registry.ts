@@ -8,9 +8,11 @@ import { type Records, reduceRecords } from './records.js';
 import type { Cursor, Registry, RegistryUpdate } from './registry.js';
 import type { Remembered, State } from './state.js';
 
-/** Milliseconds; a flood of changes is remembered this often. */
-const REMEMBER_EVERY = 1000;
+/** Milliseconds. */
 const CONFIRM_EVERY = 20_000;
+const RETRY_EVERY = 1000;
+/** A flood of changes may take this part of the time for being remembered. */
+const MOST_OF_TIME = 0.1;
 
 export interface WarmOptions {
   readonly inner: Registry;
@@ -28,7 +30,9 @@ export class WarmRegistry implements Registry {
   /** The registry has told them, in this run, and has no trouble now. */
   #current = false;
   #unsaved = false;
-  #savedAt = 0;
+  /** performance.now() before which nothing is saved, and after which the last save needs to be confirmed. */
+  #notBefore = 0;
+  #confirmAt = 0;
 
   constructor(options: WarmOptions) {
     this.name = options.inner.name;
@@ -41,8 +45,13 @@ export class WarmRegistry implements Registry {
       const { records, confirmed } = warm.remembered;
       yield { kind: 'snapshot', records, cursor: '', trouble: { reason: warm.reason, since: confirmed } };
     }
-    const timer = setInterval(() => this.#tick(), REMEMBER_EVERY);
-    timer.unref();
+    let timer: NodeJS.Timeout | undefined;
+    const tick = (): void => {
+      clearTimeout(timer);
+      timer = setTimeout(tick, this.#see());
+      timer.unref();
+    };
+    tick();
     try {
       for await (const update of inner.watch(signal, cursor || undefined)) {
         const records = reduceRecords(this.#records, update);
@@ -50,27 +59,33 @@ export class WarmRegistry implements Registry {
         // An empty snapshot changes nothing, and is worth remembering all the same.
         if (update.kind === 'snapshot' || records !== this.#records) this.#unsaved = true;
         this.#records = records;
-        this.#tick();
+        tick();
         yield update;
       }
     } finally {
-      clearInterval(timer);
+      clearTimeout(timer);
       if (this.#unsaved) this.#save();
     }
   }
 
-  #tick(): void {
-    const since = performance.now() - this.#savedAt;
-    if (this.#unsaved && (since > REMEMBER_EVERY || this.#savedAt === 0)) this.#save();
-    else if (this.#current && !this.#unsaved && since > CONFIRM_EVERY) {
+  /** Saves or confirms what is due; returns in how many milliseconds to look again. */
+  #see(): number {
+    const now = performance.now();
+    if (this.#unsaved && now >= this.#notBefore) this.#save();
+    else if (this.#current && !this.#unsaved && now >= this.#confirmAt) {
       this.#options.state.confirm();
-      this.#savedAt = performance.now();
+      this.#confirmAt = now + CONFIRM_EVERY;
     }
+    if (this.#unsaved) return Math.max(1, this.#notBefore - performance.now());
+    return this.#current ? Math.max(1, this.#confirmAt - performance.now()) : CONFIRM_EVERY;
   }
 
   #save(): void {
     const { state, config, subnets } = this.#options;
+    const begun = performance.now();
     this.#unsaved = !state.remember({ config, subnets, records: [...this.#records.values()] });
-    this.#savedAt = performance.now();
+    const now = performance.now();
+    this.#notBefore = now + (this.#unsaved ? RETRY_EVERY : (now - begun) / MOST_OF_TIME);
+    this.#confirmAt = now + CONFIRM_EVERY;
   }
 }
