@@ -46,7 +46,7 @@ function hostOf(i: number): string {
 
 async function fill(path: string): Promise<void> {
   const store = await EmbeddedStore.open(path, systemClock(), true, PATIENCE.first);
-  const { config } = await store.configure(wish);
+  const { config } = await store.configure(wish, true);
   for (let i = 1; i <= leases; i++) {
     await store.acquire(
       { addresses: [hostOf(i)], prefer: [parseCidr(`10.${i >> 8}.${i & 255}.0/24`)], ttl: TTL },
@@ -80,7 +80,7 @@ async function measure(): Promise<void> {
     gate() {},
     moved() {},
   });
-  const { config, subnets } = await registry.join([], true);
+  const { config, subnets } = await registry.join([], { create: true, patience: PATIENCE.first });
   const joined = performance.now() - begun;
   const self = { addresses, networks: config.pools.map((pool) => pool.network), subnets, underlayMtu: 1500 };
   let peers = 0;

@@ -22,7 +22,7 @@ async function init(argv: readonly string[]): Promise<string> {
   const { config } = asked;
   const store = await EmbeddedStore.open(config.registryPath, systemClock(), true, PATIENCE.first);
   try {
-    const { config: found, created } = await store.configure(wishOf(config));
+    const { config: found, created } = await store.configure(wishOf(config), true);
     const pools = found.pools.map(
       ({ network, subnetLength, min, max }) =>
         `${network.text}, subnets ${min.text}/${subnetLength} to ${max.text}/${subnetLength}`,

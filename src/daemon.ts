@@ -21,7 +21,7 @@ import { writeSubnetFile } from './host/subnet-file.js';
 import { offloadNames } from './io/offloads.js';
 import { openTun, type Tun } from './io/tun.js';
 import { openUdp, type UdpSocket } from './io/udp.js';
-import { serveHttp } from './observe/http.js';
+import { type Readiness, serveHttp } from './observe/http.js';
 import { createMetrics } from './observe/metrics.js';
 
 export interface Daemon {
@@ -33,16 +33,17 @@ export interface Daemon {
 
 /**
  * Starts; resolves once packets flow. Throws a SetupError, or what `signal` aborts with, after undoing what was done; a device
- * that a predecessor left stays then.
+ * that a predecessor left stays then. `again`: this process has just stopped one, whose device is not a predecessor's.
  */
 export async function startDaemon(
   config: Config,
   version: string,
   log: EventLog,
   signal: AbortSignal,
+  again = false,
 ): Promise<Daemon> {
   const undo: (() => void | Promise<void>)[] = [];
-  const run: Run = { config, version, log, signal, undo, keepDevice: config.keepDevice, moved: () => {} };
+  const run: Run = { config, version, log, signal, undo, again, keepDevice: config.keepDevice, moved: () => {} };
   const stop = async (keepDevice = config.keepDevice): Promise<void> => {
     run.keepDevice = keepDevice;
     for (let step = undo.pop(); step; step = undo.pop()) await step();
@@ -65,6 +66,7 @@ interface Run {
   readonly log: EventLog;
   readonly signal: AbortSignal;
   readonly undo: (() => void | Promise<void>)[];
+  readonly again: boolean;
   moved: () => void;
   keepDevice: boolean;
 }
@@ -74,7 +76,7 @@ async function start(run: Run): Promise<void> {
   const { device, workers } = config;
   const underlay = await findUnderlay(config);
   undo.push(lockDevice(device));
-  const reused = await isOurs(device);
+  const reused = (await isOurs(device)) && !run.again;
   const dataplane = new Dataplane({ workers, log });
   const member = await becomeMember({
     wish: config,
@@ -120,13 +122,13 @@ async function start(run: Run): Promise<void> {
       peers: () => peersInForce(applier),
       workers: dataplane,
       loop,
-      leaseSecondsLeft: () => member.secondsLeft(),
+      lease: member,
       pathMtu,
     });
     const endpoint = await serveHttp({
       ...config.metricsAddress,
       metrics,
-      ready: () => (ready && dataplane.running === workers ? readiness(loop.state) : undefined),
+      ready: () => readiness(ready && dataplane.running === workers, member.forwards(), loop.state),
     });
     undo.push(() => endpoint.close());
     signal.throwIfAborted();
@@ -231,8 +233,10 @@ function* peersInForce(applier: Applier): Generator<{ name: string; ref: number 
   }
 }
 
-function readiness({ problem, staleSince }: LoopState): string {
-  return problem === undefined
-    ? 'weftd is ready'
-    : `weftd is ready, stale since ${new Date(staleSince).toISOString()}: ${problem}`;
+function readiness(running: boolean, forwards: boolean, { problem, staleSince }: LoopState): Readiness {
+  if (!running) return { ready: false, text: 'weftd is not ready yet' };
+  const stale = problem === undefined ? '' : `, stale since ${new Date(staleSince).toISOString()}: ${problem}`;
+  return forwards
+    ? { ready: true, text: `weftd is ready${stale}` }
+    : { ready: false, text: `weftd forwards nothing: its lease has ended${stale}` };
 }

@@ -50,8 +50,8 @@ async function main(): Promise<void> {
     };
     process.on('uncaughtException', failed).on('unhandledRejection', failed);
     const { startDaemon } = await import('./daemon.js');
-    for (;;) {
-      const daemon = await startDaemon(asked.config, version(), log, stop.signal);
+    for (let again = false; ; again = true) {
+      const daemon = await startDaemon(asked.config, version(), log, stop.signal, again);
       if ((await Promise.race([stopped, daemon.moved])) === 'moved') {
         await daemon.stop(true);
         continue;

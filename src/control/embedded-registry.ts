@@ -13,8 +13,8 @@ import { join } from 'node:path';
 import type { Clock } from '../host/clock.js';
 import { FileLock } from '../host/file-lock.js';
 import { SetupError } from '../io/setup-error.js';
-import type { ConfigWish, NetworkConfig } from './allocation.js';
-import type { Address, Cidr } from './cidr.js';
+import { type ConfigWish, configToJson, fits, type NetworkConfig, type NetworkPool } from './allocation.js';
+import { type Address, type Cidr, contains, parseCidr, parseHostAddress } from './cidr.js';
 import {
   type Acquired,
   EmbeddedStore,
@@ -23,6 +23,7 @@ import {
   type Position,
   RegistryAway,
   registryName,
+  unusable,
 } from './embedded-store.js';
 import type { EventLog } from './event-log.js';
 import { Lingering } from './lingering.js';
@@ -54,7 +55,7 @@ export interface EmbeddedOptions {
   readonly log: EventLog;
   /** Packets may be forwarded until this reading of the clock; called again and again. */
   readonly gate: (until: number) => void;
-  /** Our subnets are no longer those that are in use here: start again. */
+  /** Our subnets, or the configuration, are no longer those that are in use here: start again. */
   readonly moved: () => void;
   readonly times?: Partial<EmbeddedTimes>;
 }
@@ -68,8 +69,17 @@ export interface Joined {
 interface Session {
   readonly store: EmbeddedStore;
   readonly config: NetworkConfig;
-  readonly hostLock: FileLock;
+  readonly hostLocks: readonly FileLock[];
 }
+
+/** What is in use here. */
+interface InUse {
+  readonly config: NetworkConfig;
+  readonly subnets: readonly Cidr[];
+}
+
+/** Of troubles in which no daemon can be given a subnet, so that ours stays ours beyond the end of the lease. */
+const NOBODY_GETS_LEASES = new Set(['REGISTRY_AWAY', 'REGISTRY_DAMAGED', 'REGISTRY_FORMAT']);
 
 export class EmbeddedRegistry implements Registry {
   readonly name: string;
@@ -78,14 +88,18 @@ export class EmbeddedRegistry implements Registry {
   readonly #texts: readonly string[];
   #lingering: Lingering;
   #session: Session | undefined;
-  /** What is in use here, and what we want back. */
-  #subnets: readonly Cidr[] = [];
+  /** What we want back; undefined before there was any. */
+  #inUse: InUse | undefined;
   #expires = 0;
   #renewAt = 0;
   #gateUntil = 0;
+  #shut = false;
   #trouble: string | undefined;
-  /** Of the trouble, or of the start. */
+  /** The trouble is of a kind that keeps everybody from taking a lease. */
+  #nobodyGetsLeases = false;
+  /** When there was trouble last, or a new session. */
   #lastTrouble = 0;
+  #retryAt = 0;
   #beat: NodeJS.Timeout | undefined;
   /** Leases that are of no use to us, each said once. */
   readonly #said = new Set<string>();
@@ -103,38 +117,48 @@ export class EmbeddedRegistry implements Registry {
     return this.#expires === 0 ? 0 : (this.#expires - this.#options.clock.monotonic()) / 1000;
   }
 
+  /** Packets may be forwarded. */
+  get gateOpen(): boolean {
+    return this.#options.clock.monotonic() < this.#gateUntil;
+  }
+
   /**
-   * Opens the registry and takes a lease: ours of before, else `prefer` if that can be had. `first`: we know of no registry, so
-   * it may be made, and is worth a longer wait. Rejects with RegistryAway or another SetupError; after RegistryAway, `assume`
-   * lets `watch` go on trying.
+   * Opens the registry (and makes it, if `create`) and takes a lease: ours of before, else `prefer` if that can be had. Rejects
+   * with RegistryAway, or another SetupError; after RegistryAway, `assume` lets `watch` go on trying.
    */
-  async join(prefer: readonly Cidr[], first: boolean): Promise<Joined> {
-    const { config, store } = await this.#open(first);
-    this.#subnets = prefer;
-    const { subnets, how } = await this.#acquire();
+  async join(
+    prefer: readonly Cidr[],
+    { create, patience }: { readonly create: boolean; readonly patience: number },
+  ): Promise<Joined> {
+    const { config, store } = await this.#open(create, patience);
+    const { subnets, how } = await this.#acquire(prefer);
     store.patience = PATIENCE.running;
-    this.#subnets = subnets;
-    this.#startBeat();
+    this.#inUse = { config, subnets };
+    this.#startBeat(this.#expires);
     return { config, subnets, how };
   }
 
   /**
-   * Instead of joining, while the registry is away: these subnets were ours and are in use, and these records are in force.
-   * Returns the trouble as it tells it.
+   * Instead of joining, because of `error`: these subnets were ours and are in use, and these records are in force. Returns the
+   * trouble as it tells it.
    */
-  assume(subnets: readonly Cidr[], records: readonly PeerRecord[], trouble: string): string {
-    this.#subnets = subnets;
-    this.#lingering = new Lingering(records, this.#times.settle);
-    const reason = this.#fail(trouble);
-    this.#startBeat();
+  assume(known: InUse & { readonly records: readonly PeerRecord[] }, error: RegistryAway): string {
+    this.#inUse = known;
+    this.#lingering = new Lingering(known.records, this.#times.settle);
+    const reason = this.#fail(error);
+    this.#startBeat(this.#options.clock.monotonic() + this.#options.ttl);
     return reason;
   }
 
   async *watch(signal: AbortSignal, cursor?: Cursor): AsyncGenerator<RegistryUpdate> {
     let position = parsePosition(cursor);
-    let told: string | undefined;
+    let told: string | null | undefined = null; // something is told at once, even that all is as it was
+    let session: Session | undefined;
     while (!signal.aborted) {
       await this.#keep();
+      // Another session may be of a copy of the registry, with a history of its own.
+      if (session && this.#session && session !== this.#session) position = undefined;
+      session = this.#session ?? session;
       const update = this.#read(position);
       const trouble = this.#trouble === undefined ? undefined : { trouble: { reason: this.#trouble } };
       if (update) {
@@ -159,37 +183,45 @@ export class EmbeddedRegistry implements Registry {
   /** Sees to the session and the lease; what goes wrong is the trouble until it goes right. */
   async #keep(): Promise<void> {
     const now = this.#options.clock.monotonic();
+    // To wake late is trouble too: all the others may have slept as long.
+    if (now >= this.#expires) this.#lastTrouble = now;
     try {
       const lost = this.#session?.store.replaced ?? false;
       if (lost) await this.#closeSession();
-      if (!lost && this.#trouble !== undefined && now < this.#lastTrouble + this.#times.retry) return;
-      if (!this.#session) await this.#open(false);
-      if (lost || this.#trouble !== undefined || now >= this.#renewAt) this.#compare(await this.#acquire());
+      else if (this.#trouble !== undefined && now < this.#retryAt) return;
+      if (!this.#session) await this.#open(false, PATIENCE.running);
+      if (lost || this.#trouble !== undefined || now >= this.#renewAt) await this.#renew();
       const settled = now > this.#lastTrouble + this.#times.settle;
       if (settled && this.#session?.store.hasExpired) await this.#session.store.reap();
       this.#trouble = undefined;
     } catch (error) {
-      this.#fail(reasonOf(error));
-      // We know that our subnet is another's now: nothing may be forwarded as if it were ours.
-      if (error instanceof SetupError && error.code === 'EXHAUSTED') this.#setGate(now);
+      this.#fail(error);
     }
   }
 
   /** Returns the reason as it is told, without our name before it. */
-  #fail(reason: string): string {
+  #fail(error: unknown): string {
+    const reason = reasonOf(error);
+    const now = this.#options.clock.monotonic();
     this.#trouble = reason.startsWith(`${this.name}: `) ? reason.slice(this.name.length + 2) : reason;
-    this.#lastTrouble = this.#options.clock.monotonic();
+    // What the file system or LMDB says of reading, it says to everybody.
+    this.#nobodyGetsLeases = !(error instanceof SetupError) || NOBODY_GETS_LEASES.has(error.code);
+    this.#lastTrouble = now;
+    this.#retryAt = now + this.#times.retry;
+    // We know that our subnet is another's now: nothing may be forwarded as if it were ours.
+    if (error instanceof SetupError && error.code === 'EXHAUSTED') this.#setGate(now);
     return this.#trouble;
   }
 
-  async #open(first: boolean): Promise<Session> {
+  async #open(create: boolean, patience: number): Promise<Session> {
     const { path, clock, wish } = this.#options;
-    const patience = first ? PATIENCE.first : PATIENCE.running;
-    const store = await EmbeddedStore.open(path, clock, first && wish.networks.length > 0, patience);
+    const store = await EmbeddedStore.open(path, clock, create, patience);
+    let hostLocks: FileLock[] = [];
     try {
-      const { config } = await store.configure(wish);
-      const hostLock = this.#lockHost();
-      this.#session = { store, config, hostLock };
+      const { config } = await store.configure(wish, create);
+      this.#checkAddresses(config);
+      hostLocks = this.#lockHosts();
+      this.#session = { store, config, hostLocks };
       this.#lastTrouble = clock.monotonic();
       return this.#session;
     } catch (error) {
@@ -198,52 +230,76 @@ export class EmbeddedRegistry implements Registry {
     }
   }
 
-  /** Tells a live daemon with our address (an error) from a dead one (whose lease is ours to take over). */
-  #lockHost(): FileLock {
-    const [host] = this.#texts;
-    const lock = new FileLock(join(this.#options.path, `host-${host}`));
-    if (lock.tryLock('exclusive')) {
-      lock.write(String(process.pid));
-      return lock;
+  /** A host in its own overlay would make every other refuse its record. */
+  #checkAddresses(config: NetworkConfig): void {
+    for (const address of this.#options.addresses) {
+      const pool = poolAround(address, config);
+      if (!pool) continue;
+      throw new SetupError(
+        'ADDRESS_INSIDE',
+        `${this.name}: our underlay address ${address.text} lies in its network ${pool.network.text}: choose another --public-ip, --iface or network`,
+      );
     }
-    const pid = lock.read();
-    lock.close();
-    throw new SetupError(
-      'TWIN',
-      `${this.name}: another weftd (pid ${pid}) has public IP ${host}: stop it, or choose another --public-ip`,
-    );
   }
 
-  async #acquire(): Promise<Acquired> {
-    const { clock, ttl } = this.#options;
+  /** Tells a live daemon with an address of ours (an error) from a dead one (whose lease is ours to take over). */
+  #lockHosts(): FileLock[] {
+    const locks: FileLock[] = [];
+    try {
+      for (const text of this.#texts) {
+        const lock = new FileLock(join(this.#options.path, `host-${text}`));
+        locks.push(lock);
+        if (!lock.tryLock('exclusive')) {
+          const pid = lock.read() || 'unknown';
+          throw new SetupError(
+            'TWIN',
+            `${this.name}: another weftd (pid ${pid}) has public IP ${text}: stop it, or choose another --public-ip`,
+          );
+        }
+        lock.write(String(process.pid));
+      }
+      return locks;
+    } catch (error) {
+      for (const lock of locks) lock.close();
+      throw error instanceof SetupError ? error : unusable(this.name, error);
+    }
+  }
+
+  async #acquire(prefer: readonly Cidr[]): Promise<Acquired> {
+    const { ttl } = this.#options;
     const session = this.#session;
     if (!session) throw new RegistryAway(`${this.name}: is not open`);
-    const acquired = await session.store.acquire(
-      { addresses: this.#texts, prefer: this.#subnets, ttl },
-      session.config,
-    );
+    const acquired = await session.store.acquire({ addresses: this.#texts, prefer, ttl }, session.config);
     this.#expires = acquired.expires;
     this.#renewAt = acquired.expires - (ttl * 2) / 3;
-    if (clock.monotonic() < acquired.expires && sameSubnets(acquired.subnets, this.#subnets))
-      this.#setGate(this.#expires);
     return acquired;
   }
 
-  #compare(acquired: Acquired): void {
-    if (sameSubnets(acquired.subnets, this.#subnets)) return;
-    const texts = (subnets: readonly Cidr[]): string[] => subnets.map((subnet) => subnet.text);
-    this.#options.log.warn('lease_moved', { from: texts(this.#subnets), to: texts(acquired.subnets) });
+  /** Acquires again, and moves the gate on, if what we have is what is in use. */
+  async #renew(): Promise<void> {
+    const { subnets } = await this.#acquire(this.#inUse?.subnets ?? []);
+    const inUse = this.#inUse;
+    const config = this.#session?.config;
+    if (!inUse || !config) return;
+    if (sameSubnets(subnets, inUse.subnets) && sameConfig(config, inUse.config)) {
+      this.#setGate(this.#expires);
+      return;
+    }
+    const texts = (list: readonly Cidr[]): string[] => list.map((subnet) => subnet.text);
+    this.#options.log.warn('lease_moved', { from: texts(inUse.subnets), to: texts(subnets) });
     this.#setGate(this.#options.clock.monotonic());
     this.#options.moved();
   }
 
-  /** Moves the gate on, unless it has fallen shut: then only a lease opens it again. */
-  #startBeat(): void {
+  /** Moves the gate on while nobody can take our subnet, unless it has fallen shut: then only a lease opens it again. */
+  #startBeat(until: number): void {
     const { clock, ttl } = this.#options;
-    this.#setGate(this.#trouble === undefined ? this.#expires : clock.monotonic() + ttl);
+    this.#setGate(until);
     this.#beat = setInterval(() => {
       const now = clock.monotonic();
-      if (this.#trouble !== undefined && now < this.#gateUntil) this.#setGate(Math.max(this.#expires, now + ttl));
+      const keeps = this.#trouble !== undefined && this.#nobodyGetsLeases;
+      if (keeps && now < this.#gateUntil) this.#setGate(Math.max(this.#expires, now + ttl));
+      else this.#sayGate(now);
     }, this.#times.poll);
     this.#beat.unref();
   }
@@ -251,13 +307,22 @@ export class EmbeddedRegistry implements Registry {
   #setGate(until: number): void {
     this.#gateUntil = until;
     this.#options.gate(until);
+    this.#sayGate(this.#options.clock.monotonic());
+  }
+
+  #sayGate(now: number): void {
+    const shut = now >= this.#gateUntil;
+    if (shut === this.#shut) return;
+    this.#shut = shut;
+    if (shut) this.#options.log.error('forwarding_stopped', { reason: 'our lease has ended' });
+    else this.#options.log.info('forwarding_resumed');
   }
 
   #read(position: Position | undefined): Exclude<RegistryUpdate, { kind: 'trouble' }> | undefined {
     try {
       return this.#session && this.#news(this.#session, position);
     } catch (error) {
-      this.#fail(reasonOf(error));
+      this.#fail(error);
       return undefined;
     }
   }
@@ -290,7 +355,7 @@ export class EmbeddedRegistry implements Registry {
 
   /** Someone took our lease away, or changed it: see to it at once. */
   #lookAtOwn(lease: Lease | undefined): void {
-    const same = lease?.subnets.every((text, i) => text === this.#subnets[i]?.text) ?? false;
+    const same = lease?.subnets.every((text, i) => text === this.#inUse?.subnets[i]?.text) ?? false;
     if (!same) this.#renewAt = 0;
   }
 
@@ -298,11 +363,14 @@ export class EmbeddedRegistry implements Registry {
   #toRecord(lease: Lease, config: NetworkConfig): PeerRecord | undefined {
     const { host, subnets } = lease;
     try {
-      const families = this.#options.addresses.map((address) => address.family);
-      const address = lease.addresses.find((text) => families.includes(text.includes(':') ? 6 : 4));
-      if (address === undefined)
-        throw new RangeError(`none of ${lease.addresses.join(', ')} is of a family that this host's underlay has`);
-      return makeRecord({ id: host, name: host, address, port: config.backend.port, subnets, ecn: true });
+      return makeRecord({
+        id: host,
+        name: host,
+        address: this.#reach(lease, config),
+        port: config.backend.port,
+        subnets,
+        ecn: true,
+      });
     } catch (error) {
       if (!this.#said.has(host)) this.#options.log.warn('lease_skipped', { host, reason: reasonOf(error) });
       this.#said.add(host);
@@ -310,13 +378,30 @@ export class EmbeddedRegistry implements Registry {
     }
   }
 
+  /** The address by which we reach a host. Throws a RangeError if its lease would make the whole plan impossible. */
+  #reach({ addresses, subnets }: Lease, config: NetworkConfig): string {
+    if (!fits(subnets.map(parseCidr), config)) throw new RangeError(`${subnets.join(', ')} cannot be of this network`);
+    const families = this.#options.addresses.map((address) => address.family);
+    const address = addresses.map(parseHostAddress).find(({ family }) => families.includes(family));
+    if (!address) throw new RangeError(`none of ${addresses.join(', ')} is of a family that our underlay has`);
+    const pool = poolAround(address, config);
+    if (pool) throw new RangeError(`${address.text} lies in the network ${pool.network.text}`);
+    return address.text;
+  }
+
   async #closeSession(): Promise<void> {
     const session = this.#session;
     this.#session = undefined;
-    session?.hostLock.close();
+    for (const lock of session?.hostLocks ?? []) lock.close();
     await session?.store.close();
   }
 }
+
+const poolAround = ({ bytes }: Address, { pools }: NetworkConfig): NetworkPool | undefined =>
+  pools.find(({ network }) => contains(network, { bytes, length: bytes.length * 8 }));
+
+const sameConfig = (a: NetworkConfig, b: NetworkConfig): boolean =>
+  JSON.stringify(configToJson(a)) === JSON.stringify(configToJson(b));
 
 const sameSubnets = (a: readonly Cidr[], b: readonly Cidr[]): boolean =>
   a.length === b.length && a.every((subnet, i) => subnet.text === b[i].text);

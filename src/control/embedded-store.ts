@@ -4,6 +4,7 @@
  *   ['meta', 'format' | 'id' | 'config' | 'boot' | 'revision']
  *   ['lease', host]                 {addresses, subnets, ttl, expires}       host: the first of its underlay addresses
  *   ['subnet', cidr]                host                                     who has it
+ *   ['address', address]            host                                     whose underlay address it is
  *   ['deadline', expires, host]     null                                     leases in the order in which they end
  *   ['log', revision]               host                                     what changed; the last LOG_KEPT of them
  *
@@ -35,7 +36,17 @@ import {
   type NetworkConfig,
 } from './allocation.js';
 import { type Cidr, parseCidr } from './cidr.js';
-import { dataFile, entriesOf, type Lmdb, lmdbReason, openLmdb, transact } from './lmdb.js';
+import {
+  dataFile,
+  entriesOf,
+  type Lmdb,
+  type LmdbKey,
+  lmdbReason,
+  openLmdb,
+  readValue,
+  transact,
+  writeValue,
+} from './lmdb.js';
 import { reasonOf } from './reason.js';
 
 const FORMAT = 1;
@@ -132,7 +143,7 @@ export class EmbeddedStore {
     try {
       if (!existsSync(dataFile(path))) {
         if (!create) throw new RegistryAway(`${name}: does not exist: put it back, or make it with weft init`);
-        mkdirSync(path, { recursive: true });
+        mkdirSync(path, { recursive: true, mode: 0o700 });
       }
       const world = new FileLock(join(path, 'world'));
       locks.push(world);
@@ -159,25 +170,26 @@ export class EmbeddedStore {
   }
 
   /**
-   * The configuration; written from `wish` if there is none and the wish names networks. Rejects with a SetupError when there
-   * is none, or when it is not what `wish` says; with a RangeError when the wish is no good.
+   * The configuration; if there is none, and `create` says so, it is written from `wish`. Rejects with RegistryAway when there is
+   * none, with a SetupError when it is not what `wish` says, with a RangeError when the wish is no good.
    */
-  async configure(wish: ConfigWish): Promise<{ readonly config: NetworkConfig; readonly created: boolean }> {
+  async configure(
+    wish: ConfigWish,
+    create: boolean,
+  ): Promise<{ readonly config: NetworkConfig; readonly created: boolean }> {
     const { name } = this;
     const found = this.#config();
-    if (!found && wish.networks.length === 0) {
-      throw new SetupError('NO_CONFIG', `${name}: has no network yet: run weft init, or give --network`);
-    }
+    if (!found && !create) throw new RegistryAway(`${name}: has no network yet: run weft init, or give --network`);
     const mine = found ? undefined : makeNetworkConfig(wish);
     const created =
       mine !== undefined &&
       (await this.#write(() => {
         if (this.#config()) return false; // another was quicker
-        this.#db.putSync(['meta', 'format'], FORMAT);
-        this.#db.putSync(['meta', 'id'], randomUUID());
-        this.#db.putSync(['meta', 'config'], configToJson(mine));
-        this.#db.putSync(['meta', 'boot'], this.#clock.boot);
-        this.#db.putSync(['meta', 'revision'], 0);
+        this.#set(['meta', 'format'], FORMAT);
+        this.#set(['meta', 'id'], randomUUID());
+        this.#set(['meta', 'config'], configToJson(mine));
+        this.#set(['meta', 'boot'], this.#clock.boot);
+        this.#set(['meta', 'revision'], 0);
         return true;
       }));
     const config = this.#config();
@@ -196,9 +208,12 @@ export class EmbeddedStore {
       const now = this.#startBoot();
       const [host] = wish.addresses;
       const mine = this.#lease(host);
-      if (!mine && this.#db.get(['lease', host]) !== undefined) this.#forget(host);
-      const taken = (subnet: Cidr): boolean => (this.#db.get(['subnet', subnet.text]) ?? host) !== host;
-      const kept = mine?.subnets.map(parseCidr);
+      if (!mine && this.#db.doesExist(['lease', host])) this.#forget(host);
+      // Our addresses in another order, or one more before them, make us another host: the lease of the one that we were is ours.
+      const former = wish.addresses.slice(1).map((address) => this.#removeOwner(address, host));
+      const earlier = mine ?? this.#removeOwner(host, host) ?? former.find((lease) => lease !== undefined);
+      const taken = (subnet: Cidr): boolean => (this.#get(['subnet', subnet.text]) ?? host) !== host;
+      const kept = earlier?.subnets.map(parseCidr);
       let how: Acquired['how'] = 'taken over';
       let subnets = kept && fits(kept, config) ? kept : undefined;
       if (!subnets && fits(wish.prefer, config) && !wish.prefer.some(taken)) {
@@ -224,7 +239,7 @@ export class EmbeddedStore {
 
   /** True when some lease has ended and is still there. */
   get hasExpired(): boolean {
-    if (this.#db.get(['meta', 'boot']) !== this.#clock.boot) return false;
+    if (this.#get(['meta', 'boot']) !== this.#clock.boot) return false;
     const [first] = this.#db.getRange({ start: ['deadline'], end: ['deadline\0'], limit: 1 });
     return first !== undefined && Number(first.key[1]) < this.#clock.monotonic();
   }
@@ -237,7 +252,7 @@ export class EmbeddedStore {
   /** What the last transaction of anybody left, from here to the end of this turn of the event loop. */
   position(): Position {
     this.#db.resetReadTxn();
-    return { id: String(this.#db.get(['meta', 'id'])), revision: Number(this.#db.get(['meta', 'revision'])) };
+    return { id: String(this.#get(['meta', 'id'])), revision: Number(this.#get(['meta', 'revision'])) };
   }
 
   /** What changed after `since` up to `position()`; undefined when the log does not go back so far. */
@@ -246,12 +261,11 @@ export class EmbeddedStore {
     if (now.id !== since.id || since.revision > now.revision) return undefined;
     const hosts = new Set<string>();
     let next = since.revision + 1;
-    for (const { key, value } of this.#db.getRange({ start: ['log', next], end: ['log\0'] })) {
-      if (key[1] !== next) return undefined;
-      hosts.add(String(value));
-      next++;
+    for (; next <= now.revision; next++) {
+      const host = this.#get(['log', next]);
+      if (typeof host !== 'string') return undefined;
+      hosts.add(host);
     }
-    if (next !== now.revision + 1) return undefined;
     return [...hosts].map((host) => ({ host, lease: toLease(host, this.#lease(host)) }));
   }
 
@@ -271,17 +285,25 @@ export class EmbeddedStore {
     this.#world.close();
   }
 
+  #get(key: LmdbKey): unknown {
+    return readValue(this.#db, key);
+  }
+
+  #set(key: LmdbKey, value: unknown): void {
+    writeValue(this.#db, key, value);
+  }
+
   #lease(host: string): StoredLease | undefined {
-    return parseLease(this.#db.get(['lease', host]));
+    return parseLease(this.#get(['lease', host]));
   }
 
   #config(): NetworkConfig | undefined {
     this.#db.resetReadTxn();
     const { name } = this;
     try {
-      const json = this.#db.get(['meta', 'config']);
-      if (json === undefined) return undefined;
-      const format = this.#db.get(['meta', 'format']);
+      if (!this.#db.doesExist(['meta', 'config'])) return undefined;
+      const json = this.#get(['meta', 'config']);
+      const format = this.#get(['meta', 'format']);
       if (format === FORMAT) return configFromJson(json);
       throw new SetupError(
         'REGISTRY_FORMAT',
@@ -298,8 +320,8 @@ export class EmbeddedStore {
   /** The time; in the first transaction of a boot every lease begins anew. */
   #startBoot(): number {
     const now = this.#clock.monotonic();
-    if (this.#db.get(['meta', 'boot']) === this.#clock.boot) return now;
-    this.#db.putSync(['meta', 'boot'], this.#clock.boot);
+    if (this.#get(['meta', 'boot']) === this.#clock.boot) return now;
+    this.#set(['meta', 'boot'], this.#clock.boot);
     for (const { key } of [...entriesOf(this.#db, 'deadline')]) this.#db.removeSync(key);
     for (const { key, value } of [...entriesOf(this.#db, 'lease')]) {
       const lease = parseLease(value);
@@ -317,26 +339,44 @@ export class EmbeddedStore {
       !sameTexts(before.addresses, lease.addresses);
     if (before) {
       this.#db.removeSync(['deadline', before.expires, host]);
-      if (news) for (const subnet of before.subnets) this.#db.removeSync(['subnet', subnet]);
+      if (news) this.#removeIndex(before);
     }
-    this.#db.putSync(['lease', host], lease);
-    this.#db.putSync(['deadline', lease.expires, host], null);
+    this.#set(['lease', host], lease);
+    this.#set(['deadline', lease.expires, host], null);
     if (!news) return;
-    for (const subnet of lease.subnets) this.#db.putSync(['subnet', subnet], host);
+    for (const subnet of lease.subnets) this.#set(['subnet', subnet], host);
+    for (const address of lease.addresses) this.#set(['address', address], host);
     this.#tell(host);
   }
 
   #remove(host: string, lease: StoredLease): void {
     this.#db.removeSync(['lease', host]);
     this.#db.removeSync(['deadline', lease.expires, host]);
-    for (const subnet of lease.subnets) this.#db.removeSync(['subnet', subnet]);
+    this.#removeIndex(lease);
     this.#tell(host);
+  }
+
+  #removeIndex({ subnets, addresses }: StoredLease): void {
+    for (const subnet of subnets) this.#db.removeSync(['subnet', subnet]);
+    for (const address of addresses) this.#db.removeSync(['address', address]);
+  }
+
+  /** Removes the lease that an address belongs to, if it is not that of `host`; returns it. */
+  #removeOwner(address: string, host: string): StoredLease | undefined {
+    const owner = this.#get(['address', address]);
+    if (typeof owner !== 'string' || owner === host) return undefined;
+    const lease = this.#lease(owner);
+    if (lease) this.#remove(owner, lease);
+    else this.#forget(owner);
+    return lease;
   }
 
   /** Removes a lease that makes no sense, and whatever may have belonged to it. */
   #forget(host: string): void {
     this.#db.removeSync(['lease', host]);
-    for (const { key, value } of [...entriesOf(this.#db, 'subnet')]) if (value === host) this.#db.removeSync(key);
+    for (const space of ['subnet', 'address']) {
+      for (const { key, value } of [...entriesOf(this.#db, space)]) if (value === host) this.#db.removeSync(key);
+    }
     for (const { key } of [...entriesOf(this.#db, 'deadline')]) if (key[2] === host) this.#db.removeSync(key);
     this.#tell(host);
   }
@@ -353,9 +393,9 @@ export class EmbeddedStore {
   }
 
   #tell(host: string): void {
-    const revision = Number(this.#db.get(['meta', 'revision'])) + 1;
-    this.#db.putSync(['meta', 'revision'], revision);
-    this.#db.putSync(['log', revision], host);
+    const revision = Number(this.#get(['meta', 'revision'])) + 1;
+    this.#set(['meta', 'revision'], revision);
+    this.#set(['log', revision], host);
     this.#db.removeSync(['log', revision - LOG_KEPT]);
   }
 
@@ -424,7 +464,7 @@ const sameTexts = (a: readonly string[], b: readonly string[]): boolean =>
   a.length === b.length && a.every((text, i) => text === b[i]);
 
 /** What the file system says; some of it passes. */
-function unusable(name: string, error: unknown): SetupError {
+export function unusable(name: string, error: unknown): SetupError {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   const reason = lmdbReason(error);
   if (code === 'ENOTDIR' || code === 'EEXIST')

@@ -3,13 +3,12 @@ import { join } from 'node:path';
 import { systemClock } from '../host/clock.js';
 import { readSubnetFile } from '../host/subnet-file.js';
 import { SetupError } from '../io/setup-error.js';
-import type { NetworkConfig } from './allocation.js';
+import { disagreement, type NetworkConfig } from './allocation.js';
 import { type Cidr, parsePrefixOf } from './cidr.js';
 import { EmbeddedRegistry, type Joined } from './embedded-registry.js';
-import { RegistryAway } from './embedded-store.js';
+import { PATIENCE, RegistryAway } from './embedded-store.js';
 import type { EventLog } from './event-log.js';
 import type { Membership, MembershipOptions } from './membership.js';
-import { reasonOf } from './reason.js';
 import { type Remembered, State } from './state.js';
 import { WarmRegistry } from './warm-registry.js';
 
@@ -19,6 +18,7 @@ export async function byLease(options: MembershipOptions): Promise<Membership> {
   const subnetFile = wish.subnetFile ?? join(stateDir, 'subnet.env');
   const clock = systemClock();
   const state = State.open(stateDir, clock, log);
+  const owner = `${wish.registryPath} ${addresses[0].text}`;
   const embedded = new EmbeddedRegistry({
     path: wish.registryPath,
     wish: configWish,
@@ -27,20 +27,24 @@ export async function byLease(options: MembershipOptions): Promise<Membership> {
     clock,
     log,
     gate: options.gate,
-    moved: options.moved,
+    moved: () => {
+      state.forget(); // those subnets are another's: not even a start without the registry may use them
+      options.moved();
+    },
   });
   const close = async (): Promise<void> => {
     await embedded.close();
     await state.close();
   };
   try {
-    const remembered = state.recall();
+    const remembered = state.recall(owner);
     const joined = await joinOrRemember(embedded, options, remembered, await subnetsIn(subnetFile, log));
     const { config, subnets, how: lease, warm } = joined;
-    const registry = new WarmRegistry({ inner: embedded, state, config, subnets, ...(warm ? { warm } : {}) });
+    const registry = new WarmRegistry({ inner: embedded, state, owner, config, subnets, ...(warm ? { warm } : {}) });
     const networks = config.pools.map((pool) => pool.network);
     const secondsLeft = (): number => embedded.leaseSecondsLeft;
-    return { networks, subnets, port: config.backend.port, registry, subnetFile, lease, secondsLeft, close };
+    const forwards = (): boolean => embedded.gateOpen;
+    return { networks, subnets, port: config.backend.port, registry, subnetFile, lease, secondsLeft, forwards, close };
   } catch (error) {
     await close();
     throw error;
@@ -56,24 +60,30 @@ interface Start {
 
 async function joinOrRemember(
   embedded: EmbeddedRegistry,
-  { wish, log }: MembershipOptions,
+  { wish, configWish, log }: MembershipOptions,
   remembered: Remembered | undefined,
   prefer: readonly Cidr[],
 ): Promise<Start> {
+  const tooOld = remembered !== undefined && remembered.age > wish.staleLimit * 1000;
   try {
-    // Who remembers a registry does not make one: it is away, perhaps not mounted yet, and the others are in it.
-    return await embedded.join(prefer, remembered === undefined);
+    return await embedded.join(prefer, {
+      // Who remembers a registry does not make one: it is away, perhaps not mounted yet, and the others are in it.
+      create: remembered === undefined && wish.networks.length > 0,
+      patience: remembered === undefined || tooOld ? PATIENCE.first : PATIENCE.running,
+    });
   } catch (error) {
     if (!(error instanceof RegistryAway) || !remembered) throw error;
-    if (remembered.age > wish.staleLimit * 1000) {
+    if (tooOld) {
       throw new SetupError(
         'TOO_STALE',
         `${error.message}; what is remembered of it is ${Math.ceil(remembered.age / 1000)} s old, more than --stale-limit ${wish.staleLimit} allows`,
       );
     }
-    const { config, subnets, records, confirmed } = remembered;
+    const differs = disagreement(remembered.config, configWish);
+    if (differs !== undefined) throw new SetupError('CONFIG_DIFFERS', `${embedded.name}: away, and ${differs}`);
+    const { config, subnets, confirmed } = remembered;
     log.warn('warm_start', { reason: error.message, since: new Date(confirmed).toISOString() });
-    const reason = embedded.assume(subnets, records, reasonOf(error));
+    const reason = embedded.assume(remembered, error);
     return { config, subnets, how: 'warm', warm: { remembered, reason } };
   }
 }

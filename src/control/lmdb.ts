@@ -1,6 +1,6 @@
 /**
- * LMDB environments as Weft uses them: one unnamed table of JSON values under keys that are short arrays, durable commits, no
- * cache. An environment is a directory with data.mdb and lock.mdb in it.
+ * LMDB environments as Weft uses them: one unnamed table of texts, mostly JSON, under keys that are short arrays, durable
+ * commits, no cache. An environment is a directory with data.mdb and lock.mdb in it.
  *
  * All writing is synchronous. The package's asynchronous transactions keep what a callback wrote before it threw, and end the
  * process when a commit fails (lmdb 3.5, a full disk); its synchronous ones roll back and throw. What they cost is that a write
@@ -16,7 +16,7 @@ import { checkLmdbFile } from './lmdb-file.js';
 import { reasonOf } from './reason.js';
 
 export type LmdbKey = (string | number)[];
-export type Lmdb = RootDatabase<unknown, LmdbKey>;
+export type Lmdb = RootDatabase<string, LmdbKey>;
 
 /** Address space, not memory or disk. An environment that may grow in another process must not outgrow this one's map. */
 const MAP_BYTES = 1 << 30;
@@ -39,10 +39,10 @@ export function openLmdb(directory: string): Lmdb {
     checkSpace(directory);
     writeFileSync(locks, Buffer.alloc(LOCK_BYTES));
   }
-  return open<unknown, LmdbKey>({
+  return open<string, LmdbKey>({
     path: directory,
     noSubdir: false,
-    encoding: 'json',
+    encoding: 'string',
     mapSize: MAP_BYTES,
     maxReaders: MOST_READERS,
     cache: false,
@@ -62,9 +62,29 @@ function checkSpace(directory: string): void {
   if (bfree * bsize < LEAST_FREE_BYTES) throw new Error('no space left on its disk');
 }
 
-/** All entries whose keys begin with `space`, in the order of the rest of the key. */
-export const entriesOf = (db: Lmdb, space: string): Iterable<{ key: LmdbKey; value: unknown }> =>
-  db.getRange({ start: [space], end: [`${space}\0`] });
+/** The value of a key; undefined if there is none, or it is no JSON: values are checked by whoever reads them. */
+export const readValue = (db: Lmdb, key: LmdbKey): unknown => parseJson(db.get(key));
+
+/** In a transaction. */
+export function writeValue(db: Lmdb, key: LmdbKey, value: unknown): void {
+  db.putSync(key, JSON.stringify(value));
+}
+
+/** All entries whose keys begin with `space`, in the order of the rest of the key; values as `readValue` gives them. */
+export function* entriesOf(db: Lmdb, space: string): Generator<{ readonly key: LmdbKey; readonly value: unknown }> {
+  for (const { key, value } of db.getRange({ start: [space], end: [`${space}\0`] })) {
+    yield { key, value: parseJson(value) };
+  }
+}
+
+function parseJson(text: string | undefined): unknown {
+  if (text === undefined) return undefined;
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
 
 /** What LMDB threw, without what differs from one time to the next (page numbers). */
 export function lmdbReason(error: unknown): string {

@@ -46,6 +46,8 @@ export interface Membership {
   readonly lease: 'new' | 'reused' | 'taken over' | 'warm' | undefined;
   /** Seconds until the lease ends; undefined where there are no leases. */
   secondsLeft(): number | undefined;
+  /** False while nothing is forwarded because our lease has ended. */
+  forwards(): boolean;
   /** To be called when nobody watches the registry any more. */
   close(): Promise<void>;
 }
@@ -60,6 +62,6 @@ export async function becomeMember(options: MembershipOptions): Promise<Membersh
 
 function byFile({ networks, subnets, subnetFile, peersFile = '', port = DEFAULT_PORT }: MembershipWish): Membership {
   const registry = new StaticRegistry(peersFile, port);
-  const none = { lease: undefined, secondsLeft: () => undefined, close: async () => {} };
+  const none = { lease: undefined, secondsLeft: () => undefined, forwards: () => true, close: async () => {} };
   return { networks, subnets, port, registry, subnetFile, ...none };
 }

@@ -6,7 +6,7 @@
  * daemon without memory still works; the snapshot carries a digest, so that half of one is never believed.
  */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import * as v from 'valibot';
 import type { Clock } from '../host/clock.js';
@@ -15,11 +15,13 @@ import { SetupError } from '../io/setup-error.js';
 import { configFromJson, configToJson, type NetworkConfig } from './allocation.js';
 import { type Cidr, parseCidr } from './cidr.js';
 import type { EventLog } from './event-log.js';
-import { dataFile, type Lmdb, lmdbReason, openLmdb, transact } from './lmdb.js';
+import { dataFile, type Lmdb, lmdbReason, openLmdb, readValue, transact, writeValue } from './lmdb.js';
 import { reasonOf } from './reason.js';
 import { makeRecord, type PeerRecord } from './records.js';
 
 export interface Snapshot {
+  /** Whose it is: the registry and our first underlay address. */
+  readonly owner: string;
   readonly config: NetworkConfig;
   readonly subnets: readonly Cidr[];
   readonly records: readonly PeerRecord[];
@@ -41,8 +43,12 @@ const recordSchema = v.object({
   underlayMtu: v.optional(v.number()),
   ecn: v.boolean(),
 });
-const snapshotSchema = v.object({ config: v.unknown(), subnets: v.array(v.string()), records: v.array(recordSchema) });
-const storedSchema = v.object({ text: v.string(), digest: v.string() });
+const snapshotSchema = v.object({
+  owner: v.string(),
+  config: v.unknown(),
+  subnets: v.array(v.string()),
+  records: v.array(recordSchema),
+});
 const confirmedSchema = v.object({ wall: v.number(), boot: v.string(), monotonic: v.number() });
 
 export class State {
@@ -51,6 +57,7 @@ export class State {
   readonly #lock: FileLock;
   readonly #clock: Clock;
   readonly #log: EventLog;
+  readonly #inode: number | undefined;
   #failing = false;
 
   private constructor(directory: string, db: Lmdb, lock: FileLock, clock: Clock, log: EventLog) {
@@ -59,6 +66,7 @@ export class State {
     this.#lock = lock;
     this.#clock = clock;
     this.#log = log;
+    this.#inode = inodeOf(directory);
   }
 
   /** Opens the directory, and makes it if need be. Throws a SetupError: it cannot be used, or another daemon uses it. */
@@ -85,21 +93,26 @@ export class State {
     }
   }
 
-  /** What was remembered last; undefined: nothing, or (said in the log) nothing that can be believed. */
-  recall(): Remembered | undefined {
+  /** What `owner` remembered last; undefined: nothing, or (said in the log) nothing that can be believed. */
+  recall(owner: string): Remembered | undefined {
+    const stored = this.#db.get(['snapshot']);
+    if (stored === undefined) return undefined;
     try {
-      const stored = this.#db.get(['snapshot']); // throws when its bytes are no JSON any more
-      if (stored === undefined) return undefined;
-      const { text, digest } = v.parse(storedSchema, stored);
+      const [digest, text] = [stored.slice(0, DIGEST_LENGTH), stored.slice(DIGEST_LENGTH + 1)];
       if (digestOf(text) !== digest) throw new RangeError('its digest is wrong');
-      const { config, subnets, records } = v.parse(snapshotSchema, JSON.parse(text));
-      const { wall, boot, monotonic } = v.parse(confirmedSchema, this.#db.get(['confirmed']));
+      const found = v.parse(snapshotSchema, JSON.parse(text));
+      if (found.owner !== owner) {
+        this.#log.warn('state_ignored', { directory: this.#directory, of: found.owner, we: owner });
+        return undefined;
+      }
+      const { wall, boot, monotonic } = v.parse(confirmedSchema, readValue(this.#db, ['confirmed']));
       // Within one boot by a clock that nobody sets; else by the wall clock, which may have gone back.
       const age = boot === this.#clock.boot ? this.#clock.monotonic() - monotonic : Math.max(0, Date.now() - wall);
       return {
-        config: configFromJson(config),
-        subnets: subnets.map(parseCidr),
-        records: records.map((record) => makeRecord(record)),
+        owner,
+        config: configFromJson(found.config),
+        subnets: found.subnets.map(parseCidr),
+        records: found.records.map((record) => makeRecord(record)),
         confirmed: wall,
         age,
       };
@@ -114,13 +127,18 @@ export class State {
   }
 
   /** Remembers `snapshot`, durably; false (said in the log) if it cannot. */
-  remember({ config, subnets, records }: Snapshot): boolean {
+  remember({ owner, config, subnets, records }: Snapshot): boolean {
     const texts = subnets.map((subnet) => subnet.text);
-    const text = JSON.stringify({ config: configToJson(config), subnets: texts, records });
+    const text = JSON.stringify({ owner, config: configToJson(config), subnets: texts, records });
     return this.#write(() => {
-      this.#db.putSync(['snapshot'], { text, digest: digestOf(text) });
+      this.#db.putSync(['snapshot'], `${digestOf(text)} ${text}`);
       this.#confirm();
     });
+  }
+
+  /** What is remembered is so no longer. */
+  forget(): boolean {
+    return this.#write(() => this.#db.removeSync(['snapshot']));
   }
 
   /** What is remembered is still so. */
@@ -134,11 +152,13 @@ export class State {
   }
 
   #confirm(): void {
-    this.#db.putSync(['confirmed'], { wall: Date.now(), boot: this.#clock.boot, monotonic: this.#clock.monotonic() });
+    const { boot } = this.#clock;
+    writeValue(this.#db, ['confirmed'], { wall: Date.now(), boot, monotonic: this.#clock.monotonic() });
   }
 
-  #write(change: () => void): boolean {
+  #write(change: () => unknown): boolean {
     try {
+      if (inodeOf(this.#directory) !== this.#inode) throw new Error('its directory was removed or replaced');
       transact(this.#db, this.#directory, change);
       if (this.#failing) this.#log.info('state_recovered', { directory: this.#directory });
       this.#failing = false;
@@ -152,6 +172,11 @@ export class State {
   }
 }
 
+const inodeOf = (directory: string): number | undefined =>
+  statSync(dataFile(directory), { throwIfNoEntry: false })?.ino;
+
+/** Of a SHA-256 in hexadecimal digits. */
+const DIGEST_LENGTH = 64;
 const digestOf = (text: string): string => createHash('sha256').update(text).digest('hex');
 
 /** Opens the environment; one that is damaged is moved aside first. */

@@ -17,6 +17,7 @@ const MOST_OF_TIME = 0.1;
 export interface WarmOptions {
   readonly inner: Registry;
   readonly state: State;
+  readonly owner: string;
   readonly config: NetworkConfig;
   readonly subnets: readonly Cidr[];
   /** Start with this, because of `reason`. */
@@ -81,9 +82,9 @@ export class WarmRegistry implements Registry {
   }
 
   #save(): void {
-    const { state, config, subnets } = this.#options;
+    const { state, owner, config, subnets } = this.#options;
     const begun = performance.now();
-    this.#unsaved = !state.remember({ config, subnets, records: [...this.#records.values()] });
+    this.#unsaved = !state.remember({ owner, config, subnets, records: [...this.#records.values()] });
     const now = performance.now();
     this.#notBefore = now + (this.#unsaved ? RETRY_EVERY : (now - begun) / MOST_OF_TIME);
     this.#confirmAt = now + CONFIRM_EVERY;

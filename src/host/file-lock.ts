@@ -12,10 +12,13 @@ export class FileLock {
   readonly #fd: number;
   #open = true;
 
-  /** Opens the file, and makes it if need be; locks nothing yet. Throws what open(2) says. */
+  /**
+   * Opens the file, and makes it if need be, for its owner alone: a lock can be held by whoever may read the file. Locks nothing
+   * yet. Throws what open(2) says.
+   */
   constructor(path: string) {
     this.path = path;
-    this.#fd = openSync(path, 'a+', 0o644);
+    this.#fd = openSync(path, 'a+', 0o600);
   }
 
   /** Takes the lock, or changes its kind, if that needs no waiting; false otherwise (and then it may have lost what it had). */

@@ -107,7 +107,9 @@ export async function readSubnetFile<T>(
   return undefined;
 }
 
-const isAbsent = (error: unknown): boolean => error instanceof Error && 'code' in error && error.code === 'ENOENT';
+/** There is no file of that name, or can be none: whoever writes it will say so. */
+const isAbsent = (error: unknown): boolean =>
+  error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR', 'EISDIR'].includes(String(error.code));
 
 /** `EACCES: permission denied` of a system error, which goes on with the call and its path. */
 const reasonOf = (error: unknown): string => {

@@ -15,10 +15,15 @@ export interface HttpOptions {
   readonly port: number;
   /** Text of /metrics and its content type. */
   readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
-  /** What /readyz says: undefined while not ready, else a line of text. */
-  readonly ready: () => string | undefined;
+  readonly ready: () => Readiness;
   /** Milliseconds; tests shorten it. */
   readonly timeout?: number;
+}
+
+/** What /readyz says: 200 or 503, and a line of text. */
+export interface Readiness {
+  readonly ready: boolean;
+  readonly text: string;
 }
 
 export interface HttpEndpoint {
@@ -67,9 +72,8 @@ async function answer(method: string, path: string, response: ServerResponse, op
   } else if (path === '/healthz') {
     say(200, 'weftd is running\n');
   } else if (path === '/readyz') {
-    const text = options.ready();
-    if (text === undefined) say(503, 'weftd is not ready yet\n');
-    else say(200, `${text}\n`);
+    const { ready, text } = options.ready();
+    say(ready ? 200 : 503, `${text}\n`);
   } else {
     say(404, 'there are /metrics, /healthz and /readyz\n');
   }

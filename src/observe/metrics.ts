@@ -25,8 +25,8 @@ export interface Observed {
   readonly peers: () => Iterable<{ readonly name: string; readonly ref: number }>;
   readonly workers: { readonly running: number; readonly restarts: number; readonly offloads: number };
   readonly loop: { readonly state: LoopState };
-  /** undefined where there are no leases. */
-  readonly leaseSecondsLeft: () => number | undefined;
+  /** Seconds are undefined where there are no leases. */
+  readonly lease: { secondsLeft(): number | undefined; forwards(): boolean };
   readonly pathMtu: { readonly lowered: number };
 }
 
@@ -103,8 +103,11 @@ export function createMetrics(observed: Observed): Registry {
     [],
     () => [[{}, state().staleSince / 1000]],
   );
+  gauge('weft_forwarding', '1 while packets are forwarded, 0 while our lease has ended.', [], () => [
+    [{}, observed.lease.forwards() ? 1 : 0],
+  ]);
   gauge('weft_lease_seconds_left', 'Until our lease ends unless it is renewed; negative after that.', [], () => {
-    const left = observed.leaseSecondsLeft();
+    const left = observed.lease.secondsLeft();
     return left === undefined ? [] : [[{}, left]];
   });
 

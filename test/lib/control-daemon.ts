@@ -8,6 +8,7 @@ import { once } from 'node:events';
 import { writeSync } from 'node:fs';
 import { parseCidr, parseHostAddress } from '../../src/control/cidr.js';
 import { EmbeddedRegistry, type EmbeddedTimes } from '../../src/control/embedded-registry.js';
+import { PATIENCE } from '../../src/control/embedded-store.js';
 import { ControlLoop } from '../../src/control/loop.js';
 import { systemClock } from '../../src/host/clock.js';
 
@@ -51,7 +52,7 @@ async function main(options: ControlOptions): Promise<void> {
   });
   say({ event: 'started' });
   await once(process.stdin, 'data');
-  const { config, subnets, how } = await registry.join([], true);
+  const { config, subnets, how } = await registry.join([], { create: networks.length > 0, patience: PATIENCE.first });
   say({ event: 'joined', subnet: subnets[0].text, how });
   const self = { addresses, networks: config.pools.map((pool) => pool.network), subnets, underlayMtu: 1500 };
   const applier = {

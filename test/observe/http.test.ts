@@ -7,7 +7,8 @@ import { serveHttp } from '../../src/observe/http.js';
 import { createLog } from '../../src/observe/log.js';
 
 const metrics = { contentType: 'text/plain; version=0.0.4', metrics: async () => 'weft_up 1\n' };
-let readiness: string | undefined;
+const NOT_READY = { ready: false, text: 'weftd is not ready yet' };
+let readiness = NOT_READY;
 const endpoint = await serveHttp({ host: '127.0.0.1', port: 0, metrics, ready: () => readiness, timeout: 300 });
 t.teardown(() => endpoint.close());
 
@@ -51,7 +52,7 @@ t.test('what it answers', async (t) => {
   t.match(await ask('/metrics?x=1'), { status: 200 });
   t.match(await ask('/healthz'), { status: 200 });
   t.match(await ask('/readyz'), { status: 503, body: 'weftd is not ready yet\n' });
-  readiness = 'weftd is ready';
+  readiness = { ready: true, text: 'weftd is ready' };
   t.match(await ask('/readyz'), { status: 200, body: 'weftd is ready\n' });
   t.match(await ask('/'), { status: 404 });
   t.match(await ask('/metrics/../metrics'), { status: 404 });
@@ -89,11 +90,11 @@ t.test('it is bounded', async (t) => {
 });
 
 t.test('a port in use is one line', async (t) => {
-  const again = serveHttp({ host: '127.0.0.1', port: endpoint.port, metrics, ready: () => undefined });
+  const again = serveHttp({ host: '127.0.0.1', port: endpoint.port, metrics, ready: () => NOT_READY });
   await t.rejects(again, SetupError);
   await t.rejects(again, new RegExp(`^127\\.0\\.0\\.1:${endpoint.port} is in use: choose another --metrics-address$`));
   await t.rejects(
-    serveHttp({ host: '192.0.2.77', port: 1, metrics, ready: () => undefined }),
+    serveHttp({ host: '192.0.2.77', port: 1, metrics, ready: () => NOT_READY }),
     /not an address of this host/,
   );
 });

@@ -45,7 +45,7 @@ function setUp(workers: number): {
         return state.now;
       },
     },
-    leaseSecondsLeft: () => 41.5,
+    lease: { secondsLeft: () => 41.5, forwards: () => true },
     pathMtu: { lowered: 1 },
   };
   return { memory, observed, peers, state };
