@@ -3,8 +3,9 @@
  * the lease, notices what others changed, and finds the registry again after it was away.
  *
  * The gate: packets are forwarded until a deadline that this keeps moving, so that a process which was stopped for longer than
- * its lease forwards nothing with it when it wakes, before any of its code could have looked at the clock. While the registry
- * takes no writes nobody can be given our subnet, so the gate is moved on without a renewal; not so after an oversleep.
+ * its lease forwards nothing with it when it wakes, before any of its code could have looked at the clock. In troubles in which
+ * nobody at all can be given our subnet the gate is moved on without a renewal; not so after an oversleep, and not when it is
+ * only we whom the registry refuses.
  *
  * Ended leases are removed by whoever sees them first, but only after SETTLE without trouble: those that could not renew while
  * the registry was away get their turn before that.
@@ -79,7 +80,7 @@ interface InUse {
 }
 
 /** Of troubles in which no daemon can be given a subnet, so that ours stays ours beyond the end of the lease. */
-const NOBODY_GETS_LEASES = new Set(['REGISTRY_AWAY', 'REGISTRY_DAMAGED', 'REGISTRY_FORMAT']);
+const NOBODY_GETS_LEASES = new Set(['REGISTRY_AWAY', 'REGISTRY_DAMAGED', 'REGISTRY_FORMAT', 'NO_REGISTRY']);
 
 export class EmbeddedRegistry implements Registry {
   readonly name: string;
@@ -300,6 +301,7 @@ export class EmbeddedRegistry implements Registry {
       const keeps = this.#trouble !== undefined && this.#nobodyGetsLeases;
       if (keeps && now < this.#gateUntil) this.#setGate(Math.max(this.#expires, now + ttl));
       else this.#sayGate(now);
+      if (this.#shut) this.#options.gate(now); // 32 bits of milliseconds go round in 24 days
     }, this.#times.poll);
     this.#beat.unref();
   }

@@ -18,11 +18,12 @@
  * `world`, locked by every user, says which boot and which PID and time namespaces the users are in.
  */
 import { randomUUID } from 'node:crypto';
-import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import * as v from 'valibot';
 import { type Clock, processWorld } from '../host/clock.js';
+import { ensureDirectory } from '../host/directory.js';
 import { FileLock } from '../host/file-lock.js';
 import { SetupError } from '../io/setup-error.js';
 import {
@@ -142,15 +143,20 @@ export class EmbeddedStore {
     const locks: FileLock[] = [];
     try {
       if (!existsSync(dataFile(path))) {
-        if (!create) throw new RegistryAway(`${name}: does not exist: put it back, or make it with weft init`);
-        mkdirSync(path, { recursive: true, mode: 0o700 });
+        if (!create && !isNoDirectory(path)) {
+          throw new RegistryAway(`${name}: does not exist: put it back, or make it with weft init`);
+        }
+        ensureDirectory(path, 0o700);
       }
       const world = new FileLock(join(path, 'world'));
       locks.push(world);
       await joinWorld(world, clock.boot, name, patience);
       const writer = new FileLock(join(path, 'writer'));
       locks.push(writer);
-      const db = await whileLocked(writer, patience, () => openLmdb(path));
+      const db = await whileLocked(writer, patience, () => {
+        if (!locks.every((lock) => lock.inPlace)) throw new RegistryAway(`${name}: was replaced while it was opened`);
+        return openLmdb(path);
+      });
       return new EmbeddedStore(path, clock, db, writer, world, patience);
     } catch (error) {
       for (const lock of locks) lock.close();
@@ -195,7 +201,9 @@ export class EmbeddedStore {
     const config = this.#config();
     if (!config) throw new RegistryAway(`${name}: has lost its configuration`);
     const differs = disagreement(config, wish);
-    if (differs !== undefined) throw new SetupError('CONFIG_DIFFERS', `${name}: ${differs}`);
+    if (differs !== undefined) {
+      throw new SetupError('CONFIG_DIFFERS', `${name}: ${differs}: leave it out, or choose another --registry-path`);
+    }
     return { config, created };
   }
 
@@ -227,8 +235,11 @@ export class EmbeddedStore {
         if (!subnets && this.#removeExpired(now) > 0) subnets = chooseSubnets(config, taken, Math.random);
       }
       if (!subnets) {
-        const networks = config.pools.map((pool) => pool.network.text).join(', ');
-        throw new SetupError('EXHAUSTED', `${this.name}: subnets exhausted: all of ${networks} are taken`);
+        const ranges = config.pools.map(({ min, max, subnetLength }) => `${min.text} to ${max.text}/${subnetLength}`);
+        throw new SetupError(
+          'EXHAUSTED',
+          `${this.name}: subnets exhausted: all from ${ranges.join(' and ')} are taken: stop a host and wait for its lease to end, or make a registry of a larger network`,
+        );
       }
       const expires = now + wish.ttl;
       const texts = subnets.map((subnet) => subnet.text);
@@ -468,6 +479,11 @@ export function unusable(name: string, error: unknown): SetupError {
   const code = error instanceof Error && 'code' in error ? error.code : undefined;
   const reason = lmdbReason(error);
   if (code === 'ENOTDIR' || code === 'EEXIST')
-    return new SetupError('NO_REGISTRY', `${name}: not a directory: ${reason}`);
-  return new RegistryAway(`${name}: cannot be used: ${reason}`);
+    return new SetupError('NO_REGISTRY', `${name}: not a directory: ${reason}: choose another --registry-path`);
+  const hint = ['EACCES', 'EPERM', 'EROFS'].includes(String(code))
+    ? ': make its directory writable, or choose another --registry-path'
+    : '';
+  return new RegistryAway(`${name}: cannot be used: ${reason}${hint}`);
 }
+
+const isNoDirectory = (path: string): boolean => statSync(path, { throwIfNoEntry: false })?.isDirectory() === false;

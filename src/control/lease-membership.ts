@@ -1,5 +1,5 @@
 /** Membership by a lease of the embedded registry, with the daemon's own memory of it. */
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { systemClock } from '../host/clock.js';
 import { readSubnetFile } from '../host/subnet-file.js';
 import { SetupError } from '../io/setup-error.js';
@@ -16,6 +16,9 @@ import { WarmRegistry } from './warm-registry.js';
 export async function byLease(options: MembershipOptions): Promise<Membership> {
   const { wish, configWish, stateDir, addresses, log } = options;
   const subnetFile = wish.subnetFile ?? join(stateDir, 'subnet.env');
+  if (resolve(stateDir) === resolve(wish.registryPath)) {
+    throw new SetupError('SAME_DIRECTORY', `--state-dir ${stateDir} is the registry: give this daemon one of its own`);
+  }
   const clock = systemClock();
   const state = State.open(stateDir, clock, log);
   const owner = `${wish.registryPath} ${addresses[0].text}`;
@@ -40,7 +43,17 @@ export async function byLease(options: MembershipOptions): Promise<Membership> {
     const remembered = state.recall(owner);
     const joined = await joinOrRemember(embedded, options, remembered, await subnetsIn(subnetFile, log));
     const { config, subnets, how: lease, warm } = joined;
-    const registry = new WarmRegistry({ inner: embedded, state, owner, config, subnets, ...(warm ? { warm } : {}) });
+    // As often as the lease is renewed, and often enough that a quiet registry is never remembered as an old one.
+    const confirmEvery = Math.min((wish.leaseTtl * 1000) / 3, Math.max(500, (wish.staleLimit * 1000) / 4));
+    const registry = new WarmRegistry({
+      inner: embedded,
+      state,
+      owner,
+      config,
+      subnets,
+      confirmEvery,
+      ...(warm ? { warm } : {}),
+    });
     const networks = config.pools.map((pool) => pool.network);
     const secondsLeft = (): number => embedded.leaseSecondsLeft;
     const forwards = (): boolean => embedded.gateOpen;

@@ -7,7 +7,7 @@
  *   watch(signal)            snapshot · events · events · snapshot · …
  *   watch(signal, cursor)    events · …, or a snapshot if the history before it is gone (compacted)
  *
- * Rules for every kind (static, and later embedded, etcd, kubernetes):
+ * Rules for every kind (static, embedded, and later etcd and kubernetes):
  *  - Without a cursor the first update is a snapshot. A snapshot replaces everything; it may come at any time.
  *  - Events are in order, and repeating one changes nothing: a renewed lease may be told again as `put`.
  *  - Records are whole. The reader compares all of a record (records.ts), so a changed address is seen as such.

@@ -6,10 +6,11 @@
  * daemon without memory still works; the snapshot carries a digest, so that half of one is never believed.
  */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs';
+import { existsSync, renameSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import * as v from 'valibot';
 import type { Clock } from '../host/clock.js';
+import { ensureDirectory } from '../host/directory.js';
 import { FileLock } from '../host/file-lock.js';
 import { SetupError } from '../io/setup-error.js';
 import { configFromJson, configToJson, type NetworkConfig } from './allocation.js';
@@ -73,7 +74,7 @@ export class State {
   static open(directory: string, clock: Clock, log: EventLog): State {
     let lock: FileLock | undefined;
     try {
-      mkdirSync(directory, { recursive: true });
+      ensureDirectory(directory);
       lock = new FileLock(join(directory, 'daemon'));
       if (!lock.tryLock('exclusive')) {
         throw new SetupError(

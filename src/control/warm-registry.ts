@@ -9,7 +9,6 @@ import type { Cursor, Registry, RegistryUpdate } from './registry.js';
 import type { Remembered, State } from './state.js';
 
 /** Milliseconds. */
-const CONFIRM_EVERY = 20_000;
 const RETRY_EVERY = 1000;
 /** A flood of changes may take this part of the time for being remembered. */
 const MOST_OF_TIME = 0.1;
@@ -20,6 +19,8 @@ export interface WarmOptions {
   readonly owner: string;
   readonly config: NetworkConfig;
   readonly subnets: readonly Cidr[];
+  /** Milliseconds after which what is remembered is noted to be so still, while it is. */
+  readonly confirmEvery: number;
   /** Start with this, because of `reason`. */
   readonly warm?: { readonly remembered: Remembered; readonly reason: string };
 }
@@ -75,10 +76,10 @@ export class WarmRegistry implements Registry {
     if (this.#unsaved && now >= this.#notBefore) this.#save();
     else if (this.#current && !this.#unsaved && now >= this.#confirmAt) {
       this.#options.state.confirm();
-      this.#confirmAt = now + CONFIRM_EVERY;
+      this.#confirmAt = now + this.#options.confirmEvery;
     }
     if (this.#unsaved) return Math.max(1, this.#notBefore - performance.now());
-    return this.#current ? Math.max(1, this.#confirmAt - performance.now()) : CONFIRM_EVERY;
+    return this.#current ? Math.max(1, this.#confirmAt - performance.now()) : this.#options.confirmEvery;
   }
 
   #save(): void {
@@ -87,6 +88,6 @@ export class WarmRegistry implements Registry {
     this.#unsaved = !state.remember({ owner, config, subnets, records: [...this.#records.values()] });
     const now = performance.now();
     this.#notBefore = now + (this.#unsaved ? RETRY_EVERY : (now - begun) / MOST_OF_TIME);
-    this.#confirmAt = now + CONFIRM_EVERY;
+    this.#confirmAt = now + this.#options.confirmEvery;
   }
 }

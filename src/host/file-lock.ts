@@ -2,7 +2,7 @@
  * Locks on files, flock(2): held by the open descriptor, and so gone with the process however it ends. The file stays: a lock
  * file that is removed can be held twice.
  */
-import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
 import { flock, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN } from '../io/syscalls.js';
 
 const EWOULDBLOCK = -11;
@@ -27,6 +27,11 @@ export class FileLock {
     if (result === 0) return true;
     if (result === EWOULDBLOCK) return false;
     throw new Error(`cannot lock ${this.path}: errno ${-result}`);
+  }
+
+  /** The file is still the one of that name: a lock on another would keep nobody out. */
+  get inPlace(): boolean {
+    return statSync(this.path, { throwIfNoEntry: false })?.ino === fstatSync(this.#fd).ino;
   }
 
   /** What its holder wrote, for whoever finds it taken. */

@@ -3,10 +3,11 @@
  * finds the subnet it had. It is replaced by rename, so a reader sees the old one or the new one, whole.
  */
 import { randomUUID } from 'node:crypto';
-import { mkdir, open, readFile, rename, rm } from 'node:fs/promises';
+import { open, readFile, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import ipaddr from 'ipaddr.js';
 import { SetupError } from '../io/setup-error.js';
+import { ensureDirectory } from './directory.js';
 
 /** A prefix as control has it. */
 interface Cidr {
@@ -42,7 +43,7 @@ export async function writeSubnetFile(path: string, content: SubnetFile): Promis
   if ((await readFile(path, 'utf8').catch(() => undefined)) === wanted) return;
   const temporary = `${path}.${randomUUID()}`; // two daemons may be told one file
   try {
-    await mkdir(dirname(path), { recursive: true });
+    ensureDirectory(dirname(path));
     await writeDurably(temporary, wanted);
     await rename(temporary, path);
   } catch (error) {
