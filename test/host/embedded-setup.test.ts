@@ -324,6 +324,9 @@ t.test('no registry', async (t) => {
   await refuses(t, 'an empty folder and no --network', /registry .*(--network|weft init)/, place, { network });
   await during([start(place, a)], async () => t.ok(existsSync(place.registry), 'with --network it is made'));
 
+  const within = { network: '192.168.0.0/16' };
+  await refuses(t, 'the underlay inside the network', /192\.168\.77\.1.*192\.168\.0\.0\/16/, newPlace(), within);
+
   const file = join(lab.dir, 'not-a-folder');
   writeFileSync(file, 'mine\n');
   const fresh = newPlace();

@@ -536,6 +536,11 @@ else {
     await sleep(500);
     t.same(await strangers(), before, 'and sends nothing by its old tables');
     t.equal((await left.counted()).received, received, 'which would have arrived');
+    if (stopped.daemon.running) {
+      const { code, text } = await readyz(stopped);
+      t.equal(code, 503, '/readyz: it is not ready');
+      t.match(text, /^weftd forwards nothing: ./, '/readyz says so');
+    }
     t.equal(eventsOf(stopped, 'lease_moved'), 0, 'it has not moved');
     t.equal(subnetOf(d), old, 'd keeps it');
 
