@@ -44,6 +44,9 @@ export interface EmbeddedTimes {
 
 const TIMES: EmbeddedTimes = { poll: 80, retry: 500, settle: 5000 };
 
+/** Milliseconds after which a shut gate is shut anew: workers compare 32 bits of them, which go round in 49 days. */
+const GATE_AGE = 2 ** 30;
+
 export interface EmbeddedOptions {
   readonly path: string;
   /** What the command line says of the configuration. */
@@ -95,6 +98,8 @@ export class EmbeddedRegistry implements Registry {
   #renewAt = 0;
   #gateUntil = 0;
   #shut = false;
+  /** We have asked to be started again. */
+  #moved = false;
   #trouble: string | undefined;
   /** The trouble is of a kind that keeps everybody from taking a lease. */
   #nobodyGetsLeases = false;
@@ -283,9 +288,12 @@ export class EmbeddedRegistry implements Registry {
     const config = this.#session?.config;
     if (!inUse || !config) return;
     if (sameSubnets(subnets, inUse.subnets) && sameConfig(config, inUse.config)) {
+      this.#moved = false;
       this.#setGate(this.#expires);
       return;
     }
+    if (this.#moved) return;
+    this.#moved = true;
     const texts = (list: readonly Cidr[]): string[] => list.map((subnet) => subnet.text);
     this.#options.log.warn('lease_moved', { from: texts(inUse.subnets), to: texts(subnets) });
     this.#setGate(this.#options.clock.monotonic());
@@ -301,7 +309,7 @@ export class EmbeddedRegistry implements Registry {
       const keeps = this.#trouble !== undefined && this.#nobodyGetsLeases;
       if (keeps && now < this.#gateUntil) this.#setGate(Math.max(this.#expires, now + ttl));
       else this.#sayGate(now);
-      if (this.#shut) this.#options.gate(now); // 32 bits of milliseconds go round in 24 days
+      if (this.#shut && now - this.#gateUntil > GATE_AGE) this.#setGate(now);
     }, this.#times.poll);
     this.#beat.unref();
   }

@@ -60,6 +60,7 @@ export class State {
   readonly #log: EventLog;
   readonly #inode: number | undefined;
   #failing = false;
+  #forgotten = false;
 
   private constructor(directory: string, db: Lmdb, lock: FileLock, clock: Clock, log: EventLog) {
     this.#directory = directory;
@@ -127,8 +128,9 @@ export class State {
     }
   }
 
-  /** Remembers `snapshot`, durably; false (said in the log) if it cannot. */
+  /** Remembers `snapshot`, durably; false (said in the log) if it cannot. Does nothing after `forget`. */
   remember({ owner, config, subnets, records }: Snapshot): boolean {
+    if (this.#forgotten) return true;
     const texts = subnets.map((subnet) => subnet.text);
     const text = JSON.stringify({ owner, config: configToJson(config), subnets: texts, records });
     return this.#write(() => {
@@ -137,8 +139,9 @@ export class State {
     });
   }
 
-  /** What is remembered is so no longer. */
+  /** What is remembered is so no longer, nor is what this run may still want to remember. */
   forget(): boolean {
+    this.#forgotten = true;
     return this.#write(() => this.#db.removeSync(['snapshot']));
   }
 
