@@ -810,3 +810,37 @@ t.test('the watch ends soon after its signal, and the lease stays', async (t) =>
   t.ok(performance.now() - begun < 1000);
   t.ok((await contentsOf(path)).leases.has(A));
 });
+
+t.test('nor after a trouble in which the registry stayed open', async (t) => {
+  const { daemon, walk, path, clock } = setUp(t);
+  const a = await daemon(A);
+  const b = await daemon(B);
+  await walk(6000, a, b);
+  await b.stop();
+  clock.now += 1400;
+  t.ok(await until(() => a.gate === clock.now + TTL));
+  const lock = new FileLock(join(path, 'writer'));
+  t.teardown(() => lock.close());
+  t.ok(await until(() => lock.tryLock('exclusive')));
+  clock.now += 1700; // the end of b's lease, and not of a's
+  t.ok(await until(() => a.trouble !== undefined));
+  lock.unlock();
+  clock.now += 500;
+  t.ok(await until(() => a.trouble === undefined));
+  await walk(4000, a);
+  t.equal(a.peers, `${A} ${B}`);
+  await walk(1500, a);
+  t.ok(await until(() => a.peers === A));
+});
+
+t.test('the gate: another registry in which all subnets are taken shuts it at once', async (t) => {
+  const { daemon, clock, path, other } = setUp(t, '10.5.0.0/26', [28]);
+  const a = await daemon(A);
+  renameSync(path, `${path}.away`);
+  t.ok(await until(() => a.trouble !== undefined));
+  const { acquire } = await other();
+  for (const host of [B, C, D]) await acquire(host);
+  clock.now += 500;
+  t.ok(await until(() => a.trouble?.startsWith('subnets exhausted') === true));
+  t.notOk(a.registry.gateOpen, 'with much of the lease before us');
+});
