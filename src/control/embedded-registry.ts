@@ -222,12 +222,10 @@ export class EmbeddedRegistry implements Registry {
   async #open(create: boolean, patience: number): Promise<Session> {
     const { path, clock, wish } = this.#options;
     const store = await EmbeddedStore.open(path, clock, create, patience);
-    let hostLocks: FileLock[] = [];
     try {
       const { config } = await store.configure(wish, create);
       this.#checkAddresses(config);
-      hostLocks = this.#lockHosts();
-      this.#session = { store, config, hostLocks };
+      this.#session = { store, config, hostLocks: this.#lockHosts() };
       this.#lastTrouble = clock.monotonic();
       return this.#session;
     } catch (error) {

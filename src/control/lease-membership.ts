@@ -43,8 +43,8 @@ export async function byLease(options: MembershipOptions): Promise<Membership> {
     const remembered = state.recall(owner);
     const joined = await joinOrRemember(embedded, options, remembered, await subnetsIn(subnetFile, log));
     const { config, subnets, how: lease, warm } = joined;
-    // As often as the lease is renewed, and often enough that a quiet registry is never remembered as an old one.
-    const confirmEvery = Math.min((wish.leaseTtl * 1000) / 3, Math.max(500, (wish.staleLimit * 1000) / 4));
+    // As often as a short lease is renewed, and often enough that a quiet registry is never remembered as an old one.
+    const confirmEvery = Math.min(20_000, (wish.leaseTtl * 1000) / 3, Math.max(500, (wish.staleLimit * 1000) / 4));
     const registry = new WarmRegistry({
       inner: embedded,
       state,

@@ -141,13 +141,15 @@ t.test('what cannot be read is of no use, and no error', async (t) => {
   mkdirSync(join(dir, 'loop'));
   symlinkSync('self', join(dir, 'loop', 'self'));
   for (const [path, expected] of [
-    [join(dir, 'folder'), /EISDIR/],
-    [join(dir, 'file', 'subnet.env'), /ENOTDIR/],
-    [join(dir, 'loop', 'self'), /ELOOP/],
+    // Where no file can be, whoever writes it has something to say, and says it.
+    [join(dir, 'folder'), []],
+    [join(dir, 'file', 'subnet.env'), []],
+    [join(dir, 'loop', 'self'), [/ELOOP/]],
   ] as const) {
     const said: string[] = [];
     t.equal(await readSubnetFile(path, parsePrefixOf, (reason) => said.push(reason)), undefined);
-    t.match(said, [expected]);
+    t.equal(said.length, expected.length);
+    t.match(said, expected);
     t.equal(await readSubnetFile(path, parsePrefixOf), undefined, 'nobody has to listen');
   }
 });
