@@ -6,9 +6,9 @@ import { ControlLoop } from '../../src/control/loop.js';
 import { PathMtu } from '../../src/control/path-mtu.js';
 import { type Plan, planFor, type Self } from '../../src/control/plan.js';
 import { makeRecord, type PeerRecord } from '../../src/control/records.js';
-import type { Registry, RegistryUpdate } from '../../src/control/registry.js';
-import { Bell } from '../../src/control/waiting.js';
+import type { RegistryUpdate } from '../../src/control/registry.js';
 import { SetupError } from '../../src/io/setup-error.js';
+import { TestRegistry } from '../lib/test-registry.js';
 
 const self: Self = {
   addresses: [{ family: 4, text: '192.168.77.1' }],
@@ -33,32 +33,6 @@ const until = async (so: () => boolean): Promise<void> => {
   for (let waited = 0; !so() && waited < 5000; waited += 5) await pause(5);
 };
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-
-/** A registry that says what the test tells it to; `undefined` makes it throw. */
-class TestRegistry implements Registry {
-  readonly name = 'test registry';
-  readonly cursors: (string | undefined)[] = [];
-  #waiting: (RegistryUpdate | undefined)[] = [];
-  readonly #bell = new Bell();
-
-  say(...updates: (RegistryUpdate | undefined)[]): void {
-    this.#waiting.push(...updates);
-    this.#bell.ring();
-  }
-
-  async *watch(signal: AbortSignal, cursor?: string): AsyncGenerator<RegistryUpdate> {
-    this.cursors.push(cursor);
-    while (!signal.aborted) {
-      this.#bell.silence();
-      while (this.#waiting.length > 0) {
-        const update = this.#waiting.shift();
-        if (!update) throw new Error('connection lost');
-        yield update;
-      }
-      await this.#bell.wait(signal);
-    }
-  }
-}
 
 class TestLog implements EventLog {
   readonly events: string[] = [];

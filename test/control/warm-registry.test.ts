@@ -3,11 +3,11 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { parseCidr } from '../../src/control/cidr.js';
 import { makeRecord, type PeerRecord } from '../../src/control/records.js';
-import type { Registry, RegistryUpdate } from '../../src/control/registry.js';
+import type { RegistryUpdate } from '../../src/control/registry.js';
 import { type Remembered, State } from '../../src/control/state.js';
-import { Bell } from '../../src/control/waiting.js';
 import { WarmRegistry } from '../../src/control/warm-registry.js';
 import { configFor, folder, TestClock, TestLog } from '../lib/embedded.js';
+import { TestRegistry } from '../lib/test-registry.js';
 
 const OWNER = '/registry 192.168.77.1';
 
@@ -20,32 +20,6 @@ const record = (number: number, subnet = number): PeerRecord =>
     subnets: [`10.5.${subnet}.0/24`],
     ecn: true,
   });
-
-/** Says what the test tells it to; `undefined` makes it throw. */
-class TestRegistry implements Registry {
-  readonly name = 'test registry';
-  readonly cursors: (string | undefined)[] = [];
-  #waiting: (RegistryUpdate | undefined)[] = [];
-  readonly #bell = new Bell();
-
-  say(...updates: (RegistryUpdate | undefined)[]): void {
-    this.#waiting.push(...updates);
-    this.#bell.ring();
-  }
-
-  async *watch(signal: AbortSignal, cursor?: string): AsyncGenerator<RegistryUpdate> {
-    this.cursors.push(cursor);
-    while (!signal.aborted) {
-      this.#bell.silence();
-      while (this.#waiting.length > 0) {
-        const update = this.#waiting.shift();
-        if (!update) throw new Error('connection lost');
-        yield update;
-      }
-      await this.#bell.wait(signal);
-    }
-  }
-}
 
 const snapshot = (cursor: string, ...records: PeerRecord[]): RegistryUpdate => ({ kind: 'snapshot', records, cursor });
 const put = (cursor: string, one: PeerRecord): RegistryUpdate => ({
