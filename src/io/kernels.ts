@@ -14,9 +14,10 @@ export interface Kernels {
   finish(at: number, length: number, start: number, offset: number): void;
   /**
    * Splits the super-packet at `at` where it lies: `l3` bytes of IP header, `headers` up to the payload, `size` payload bytes
-   * a segment, `gap` bytes between segments. `tcp` 1 or 0 (UDP). Returns the number of segments.
+   * a segment, `prefix` bytes before `at` that each segment gets a copy of. `tcp` 1 or 0 (UDP). Returns the number of
+   * segments.
    */
-  split(at: number, length: number, l3: number, headers: number, size: number, tcp: number, gap: number): number;
+  split(at: number, length: number, l3: number, headers: number, size: number, tcp: number, prefix: number): number;
   /** See src/kernels/merge.ts. */
   merge(
     states: number,
@@ -28,9 +29,10 @@ export interface Kernels {
     count: number,
     last: number,
     allow: number,
+    prefix: number,
   ): number;
-  /** Finishes an open merge for the device; returns its length. */
-  mergeClose(state: number, buffer: number): number;
+  /** Finishes an open merge for the device, with `l2` bytes before the IP packet; returns the length of all of it. */
+  mergeClose(state: number, buffer: number, l2: number): number;
 }
 
 let compiled: WebAssembly.Module | undefined;

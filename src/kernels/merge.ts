@@ -9,7 +9,11 @@
 // State of a slot, in words of 4 bytes:
 //   0 segments (0: closed)   1 bytes so far    2 IP and transport headers   3 IP header
 //   4 payload of a segment   5 next sequence   6 full: nothing may follow   7 protocol (6 or 17)   8 PSH seen
-import { copyHeaders, swap16 } from './bytes';
+//   9 prefix
+//
+// What stands in front of each IP packet (an encapsulation's header and an Ethernet header) is a prefix: it lies in front of
+// the buffer too, and has to be the same in all segments.
+import { copyHeaders, sameBytes, swap16 } from './bytes';
 import { copySumUp, fold, sumWide } from './checksum';
 
 // @ts-ignore: decorator
@@ -40,7 +44,8 @@ function mix(h: u32): u32 {
 
 /**
  * Takes as many of `count` datagrams as belong to one flow and follow each other, beginning with the first. They lie one
- * behind the other at `at`, `size` bytes each, the last one `last` bytes. The first has passed the caller's checks.
+ * behind the other at `at`, `size` bytes each, the last one `last` bytes, `prefix` (an even number) of them in front of the IP
+ * packet. The first has passed the caller's checks.
  * `allow`: 1 TCP over IPv4, 2 TCP over IPv6, 4 UDP; from bit 8 the most UDP datagrams that the kernel takes as one.
  *
  * Returns how many it took. If none: `out` word 0 is the slot to close before the packet goes on by itself (-1: none, -2:
@@ -48,10 +53,11 @@ function mix(h: u32): u32 {
  */
 export function merge(
   states: usize, buffers: usize, stride: i32, out: usize,
-  at: usize, size: i32, count: i32, last: i32, allow: u32,
+  datagram: usize, size: i32, count: i32, last: i32, allow: u32, prefix: i32,
 ): i32 {
   store<u32>(out, 0, 4);
-  let length = count == 1 ? last : size;
+  const at = datagram + prefix;
+  let length = (count == 1 ? last : size) - prefix;
 
   const v4 = load<u8>(at) >> 4 == 4;
   let l3 = 40;
@@ -100,7 +106,7 @@ export function merge(
   if (load<u32>(state) == 0) {
     const s = copySumUp(buffer + headers, at + headers, length - headers);
     if (!verified(at, l3, headers, length, protocol, v4, s)) return 0;
-    copyHeaders(buffer, at, headers);
+    copyHeaders(buffer - prefix, datagram, prefix + headers);
     const psh = protocol == TCP && load<u8>(l4, 13) & 8 ? 1 : 0;
     store<u32>(state, 1);
     store<i32>(state, length, 4);
@@ -111,16 +117,20 @@ export function merge(
     store<i32>(state, psh, 24);
     store<u32>(state, protocol, 28);
     store<i32>(state, psh, 32);
+    store<i32>(state, prefix, 36);
     taken = 1;
-  } else if (load<u32>(state, 28) != protocol || load<i32>(state, 8) != headers || load<i32>(state, 12) != l3) {
+  } else if (
+    load<u32>(state, 28) != protocol || load<i32>(state, 8) != headers || load<i32>(state, 12) != l3 ||
+    load<i32>(state, 36) != prefix
+  ) {
     store<u32>(out, 1, 4);
     return 0;
   }
 
   while (taken < count) {
     const packet = at + taken * size;
-    length = taken == count - 1 ? last : size;
-    if (!append(state, buffer, packet, length, l3, headers, protocol, v4, allow)) break;
+    length = (taken == count - 1 ? last : size) - prefix;
+    if (!append(state, buffer, packet, length, l3, headers, protocol, v4, allow, prefix)) break;
     taken++;
   }
   if (taken == 0) store<u32>(out, 1, 4);
@@ -130,12 +140,13 @@ export function merge(
 /** Adds one datagram to an open merge, if it is the next of its flow. */
 // @ts-ignore: decorator
 @inline
-function append(state: usize, buffer: usize, at: usize, length: i32, l3: i32, headers: i32, protocol: u32, v4: bool, allow: u32): bool {
+function append(state: usize, buffer: usize, at: usize, length: i32, l3: i32, headers: i32, protocol: u32, v4: bool, allow: u32, prefix: i32): bool {
   const payload = length - headers;
   const so_far = load<i32>(state, 4);
   const size = load<i32>(state, 16);
-  if (payload <= 0 || payload > size || load<i32>(state, 24) || so_far + payload > MAX_PACKET) return false;
+  if (payload <= 0 || payload > size || load<i32>(state, 24) || prefix + so_far + payload > MAX_PACKET) return false;
   if (load<u32>(state) == (protocol == UDP ? allow >> 8 : MAX_SEGMENTS)) return false;
+  if (prefix && !sameBytes(at - prefix, buffer - prefix, prefix)) return false;
   if (v4) {
     if (
       load<u16>(at) != load<u16>(buffer) || // version, header length, TOS
@@ -192,17 +203,18 @@ function verified(at: usize, l3: i32, headers: i32, length: i32, protocol: u32, 
 
 /**
  * Closes a slot's merge and makes it ready for the device: headers as if it had never been split, a 10-byte virtio header
- * right before it. Returns its length in bytes without that header. The slot's segments (state word 0) are the caller's to
+ * right before it. The last `l2` bytes of the prefix, an Ethernet header, go to the device too: the virtio header is before
+ * them. Returns the length in bytes of what begins at `buffer - l2`. The slot's segments (state word 0) are the caller's to
  * read before, and are 0 after.
  */
-export function mergeClose(state: usize, buffer: usize): i32 {
+export function mergeClose(state: usize, buffer: usize, l2: i32): i32 {
   const count = load<u32>(state);
   const length = load<i32>(state, 4);
-  const vnet = buffer - 10;
+  const vnet = buffer - l2 - 10;
   store<u32>(state, 0);
   store<u64>(vnet, 0);
   store<u16>(vnet, 0, 8);
-  if (count == 1) return length;
+  if (count == 1) return l2 + length;
 
   const headers = load<i32>(state, 8);
   const l3 = load<i32>(state, 12);
@@ -228,9 +240,9 @@ export function mergeClose(state: usize, buffer: usize): i32 {
   }
   store<u8>(vnet, 1); // VIRTIO_NET_HDR_F_NEEDS_CSUM
   store<u8>(vnet, tcp ? (v4 ? 1 : 4) : 5, 1);
-  store<u16>(vnet, headers, 2);
+  store<u16>(vnet, l2 + headers, 2);
   store<u16>(vnet, load<u32>(state, 16), 4);
-  store<u16>(vnet, l3, 6);
+  store<u16>(vnet, l2 + l3, 6);
   store<u16>(vnet, tcp ? 16 : 6, 8);
-  return length;
+  return l2 + length;
 }

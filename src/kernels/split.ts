@@ -1,5 +1,6 @@
-// Splits a super-packet into segments where it lies: segment i moves up by i x (headers + gap), last first, so nothing is
-// overwritten before it is read and no second buffer is needed. Payload is copied and summed in one pass.
+// Splits a super-packet into segments where it lies: segment i moves up by i x (headers + prefix), last first, so nothing is
+// overwritten before it is read and no second buffer is needed. Payload is copied and summed in one pass. What stands in
+// front of the packet (an encapsulation's header, an Ethernet header) is a prefix that each segment gets a copy of.
 //
 // What Linux does in tcp_gso_segment and __udp_gso_segment: IPv4 id + i, lengths, sequence + i x size, FIN and PSH only on
 // the last segment, CWR only on the first, full checksums.
@@ -14,16 +15,17 @@ const FIN_PSH: u32 = 0x0900; // byte 13 of the TCP header, in the high byte of a
 const CWR: u32 = 0x8000;
 
 /**
- * The packet of `length` bytes at `at` has `l3` bytes of IP header and `headers` of IP and TCP or UDP header. Segments get
- * `size` payload bytes each (the last: the rest) and start `headers + size + gap` apart, the first at `at`.
+ * The IP packet of `length` bytes at `at` has `l3` bytes of IP header and `headers` of IP and TCP or UDP header. Segments get
+ * `size` payload bytes each (the last: the rest) and start `prefix + headers + size` apart, the first at `at`; the `prefix`
+ * bytes before `at` (an even number) are copied to before each of them.
  * Returns how many there are. The caller has checked all of it: lengths, `size` > 0, room behind the packet.
  */
-export function split(at: usize, length: i32, l3: i32, headers: i32, size: i32, tcp: bool, gap: i32): i32 {
+export function split(at: usize, length: i32, l3: i32, headers: i32, size: i32, tcp: bool, prefix: i32): i32 {
   const v4 = load<u8>(at) >> 4 == 4;
   const l4 = at + l3;
   const payload = length - headers;
   const count = (payload + size - 1) / size;
-  const stride = headers + size + gap;
+  const stride = prefix + headers + size;
 
   // Everything in the two headers that stays the same from segment to segment, summed once.
   let ipBase: u64 = 0;
@@ -61,7 +63,7 @@ export function split(at: usize, length: i32, l3: i32, headers: i32, size: i32, 
     const from = at + headers + i * size;
     const bytes = i == count - 1 ? payload - i * size : size;
     let s = i == 0 ? sumWide(from, bytes) : copySumDown(to + headers, from, bytes);
-    if (i > 0) copyHeaders(to, at, headers);
+    if (i > 0) copyHeaders(to - prefix, at - prefix, prefix + headers);
 
     if (v4) {
       const total = swap16(headers + bytes);

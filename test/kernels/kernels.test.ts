@@ -167,24 +167,30 @@ const tcpSpecs = fc.record({
   options: fc.nat(10).map((words) => pattern(words * 4, 77)),
 });
 
-/** Writes a super-packet at `at`, splits it, returns the segments; fails if a byte behind them was touched. */
-function split({ vnet, bytes }: DevicePacket, at: number, gap: number): Uint8Array[] {
+/** Writes a super-packet at `at`, splits it, returns the segments; fails if a byte around them was touched, or a prefix is not copied. */
+function split({ vnet, bytes }: DevicePacket, at: number, prefix: number): Uint8Array[] {
   const { size } = decodeVnet(vnet);
   const ip = decode(bytes, 'partial');
   const headers = ip.l4At + (ip.tcp ? ip.tcp.dataOffset * 4 : 8);
   const count = Math.ceil((bytes.length - headers) / size);
-  const stride = headers + size + gap;
+  const stride = prefix + headers + size;
+  const front = pattern(prefix, 91);
   const last = bytes.length - (count - 1) * size;
   const end = at + (count - 1) * stride + last;
   u8.fill(0x5a, at - 64, Math.max(end, at + bytes.length) + 64);
+  u8.set(front, at - prefix);
   u8.set(bytes, at);
-  const made = kernels.split(at, bytes.length, ip.l4At, headers, size, ip.tcp ? 1 : 0, gap);
+  const made = kernels.split(at, bytes.length, ip.l4At, headers, size, ip.tcp ? 1 : 0, prefix);
   if (made !== count) throw new Error(`split made ${made} segments of ${count}`);
   const outside = [
-    u8.subarray(at - 64, at),
+    u8.subarray(at - 64, at - prefix),
     u8.subarray(Math.max(end, at + bytes.length), Math.max(end, at + bytes.length) + 64),
   ];
   if (!outside.every((part) => part.every((byte) => byte === 0x5a))) throw new Error('split wrote outside');
+  for (let i = 0; i < count; i++) {
+    const start = at + i * stride;
+    if (Buffer.compare(u8.subarray(start - prefix, start), front) !== 0) throw new Error(`segment ${i} has no prefix`);
+  }
   return Array.from({ length: count }, (_, i) =>
     u8.slice(at + i * stride, at + i * stride + (i === count - 1 ? last : headers + size)),
   );
@@ -209,12 +215,12 @@ t.test('split makes what a network card with TSO or USO would', async () => {
       transports,
       sizes,
       fc.nat(63),
-      fc.constantFrom(0, 10),
-      (ip, make, [size, length], shift, gap) => {
+      fc.constantFrom(0, 10, 22, 26, 30),
+      (ip, make, [size, length], shift, prefix) => {
         const payload = pattern(Math.min(length, size * 512), size);
         const bare = make(new Uint8Array(0)).bytes.length;
         const given = superPacket(ip, make(payload.subarray(0, 65535 - 140 - bare)), size);
-        return equalLists(split(given, layout.arena + 64 + shift, gap), onTheWire(given));
+        return equalLists(split(given, layout.arena + 64 + shift, prefix), onTheWire(given));
       },
     ),
     { numRuns: 1500 * RUNS },
@@ -293,6 +299,7 @@ class Merger {
         left,
         last,
         this.#allow,
+        0,
       );
       const slot = i32[kernelOut >> 2];
       if (taken > 0) {
@@ -320,7 +327,7 @@ class Merger {
   close(only?: number): this {
     for (const slot of this.#open.filter((one) => only === undefined || one === only)) {
       const buffer = layout.mergeBuffers + slot * layout.mergeStride;
-      const length = kernels.mergeClose(layout.mergeStates + slot * MERGE_WORDS * 4, buffer);
+      const length = kernels.mergeClose(layout.mergeStates + slot * MERGE_WORDS * 4, buffer, 0);
       this.out.push({ vnet: u8.slice(buffer - 10, buffer), bytes: u8.slice(buffer, buffer + length) });
     }
     this.#open = only === undefined ? [] : this.#open.filter((one) => one !== only);
