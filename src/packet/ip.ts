@@ -84,6 +84,11 @@ export function decrementTtl(view: DataView, at: number): void {
   view.setUint16(at + IPV4_CHECKSUM, sum >= 0xffff ? sum + 1 : sum, true);
 }
 
+/** The TOS byte or traffic class (RFC 2474): DSCP in the high 6 bits, ECN in the low 2. */
+export function tosOf(view: DataView, at: number): number {
+  return view.getUint8(at) >> 4 === 4 ? view.getUint8(at + IPV4_TOS) : (view.getUint16(at) >> 4) & 255;
+}
+
 /** The ECN field (RFC 3168): 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE. */
 export function ecnOf(view: DataView, at: number): number {
   const byte = view.getUint8(at + 1);

@@ -1,6 +1,7 @@
 /** struct virtio_net_hdr (linux/virtio_net.h), little-endian, 10 bytes: what a TUN with IFF_VNET_HDR exchanges. */
 
 export const VNET_GSO_TYPE = 1;
+export const VNET_HDR_LEN = 2;
 export const VNET_GSO_SIZE = 4;
 export const VNET_CSUM_START = 6;
 export const VNET_CSUM_OFFSET = 8;
