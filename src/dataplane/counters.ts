@@ -8,7 +8,8 @@
 import { COUNTERS, type EngineMemory } from '../io/memory.js';
 
 export type CounterRole = 'in' | 'made' | 'sent' | 'consumed' | 'dropped' | 'note' | 'bytes';
-export type Direction = 'outbound' | 'inbound';
+/** `tables`: what workers learn, from either direction. */
+export type Direction = 'outbound' | 'inbound' | 'tables';
 
 export interface CounterInfo {
   readonly name: string;
@@ -161,12 +162,6 @@ export const IN_REPLAYED = counter(
 export const IN_PUSHED = counter('inbound', 'sent', 'device_pushed', 'packets written to the device');
 export const IN_PUSHED_BYTES = counter('inbound', 'bytes', 'device_pushed_bytes', 'bytes written to the device');
 export const IN_REFUSED = counter('inbound', 'dropped', 'device_refused', 'the device refused the packet');
-export const IN_OVERFLOW = counter(
-  'inbound',
-  'note',
-  'socket_overflow',
-  "messages that the kernel dropped because the socket's buffer was full (with UDP_GRO one may hold many datagrams)",
-);
 
 // ICMP errors about outbound packets, written back to the device.
 export const ICMP_MADE = counter('outbound', 'made', 'icmp_made', 'ICMP and ICMPv6 errors made');
@@ -178,6 +173,126 @@ export const ICMP_FORBIDDEN = counter(
   'note',
   'icmp_forbidden',
   'ICMP errors not made: the RFCs forbid them for that packet, or the device has no address of that family',
+);
+
+// Outbound, layer 2.
+/** From here on, counters of layer 2 only. */
+export const FIRST_OF_LAYER_2 = infos.length;
+export const OUT_RUNT = counter('outbound', 'dropped', 'runt', 'frame shorter than its Ethernet header');
+export const OUT_SOURCE_MAC = counter('outbound', 'dropped', 'bad_source_mac', 'source MAC is a group or zero');
+export const OUT_BAD_ARP = counter('outbound', 'dropped', 'bad_arp', 'ARP for IPv4 with wrong lengths');
+export const OUT_BAD_ND = counter(
+  'outbound',
+  'dropped',
+  'bad_nd',
+  'neighbour discovery that RFC 4861 forbids: hop limit, length or option length',
+);
+export const OUT_CONFLICT = counter(
+  'outbound',
+  'dropped',
+  'neighbour_conflict',
+  'ARP or ND that gives the address of a static neighbour to another MAC',
+);
+export const OUT_ANSWERED = counter('outbound', 'consumed', 'answered', 'ARP and ND requests answered here');
+export const OUT_SAME_PORT = counter('outbound', 'dropped', 'same_port', 'destination MAC is on the side it came from');
+export const OUT_UNKNOWN_UNICAST = counter(
+  'outbound',
+  'dropped',
+  'unknown_unicast',
+  'nobody knows the destination MAC (unknown-unicast drop)',
+);
+export const OUT_STORM = counter('outbound', 'dropped', 'storm', 'frames to flood beyond storm-limit');
+export const OUT_NO_PEER = counter('outbound', 'dropped', 'no_peer', 'frames to flood in a network without peers');
+export const OUT_FLOODED = counter(
+  'outbound',
+  'note',
+  'flooded',
+  'frames flooded: broadcast, multicast, unknown unicast',
+);
+export const OUT_COPIES = counter('outbound', 'made', 'flood_copies', 'extra packets made by flooding');
+export const ARP_MADE = counter('outbound', 'made', 'arp_answers_made', 'ARP answers made');
+export const ND_MADE = counter('outbound', 'made', 'nd_answers_made', 'neighbour advertisements made');
+export const ANSWER_SENT = counter('outbound', 'sent', 'answers_sent', 'ARP and ND answers written to the device');
+export const ANSWER_REFUSED = counter(
+  'outbound',
+  'dropped',
+  'answers_refused',
+  'ARP and ND answers that the device refused',
+);
+
+// Inbound, layer 2.
+export const IN_VXLAN_SHORT = counter('inbound', 'dropped', 'short_vxlan', 'shorter than a VXLAN header');
+export const IN_VXLAN_FLAG = counter('inbound', 'dropped', 'no_vni_flag', 'VXLAN header without the I flag');
+export const IN_UNKNOWN_VNI = counter('inbound', 'dropped', 'unknown_vni', 'VNI that is none of our networks');
+export const IN_RUNT = counter('inbound', 'dropped', 'runt', 'inner frame shorter than its Ethernet header');
+export const IN_SOURCE_MAC = counter('inbound', 'dropped', 'bad_source_mac', 'source MAC is a group or zero');
+export const IN_LOOP = counter('inbound', 'dropped', 'loop', "source MAC is our own device's or its bridge's");
+export const IN_BAD_ARP = counter('inbound', 'dropped', 'bad_arp', 'ARP for IPv4 with wrong lengths');
+export const IN_BAD_ND = counter(
+  'inbound',
+  'dropped',
+  'bad_nd',
+  'neighbour discovery that RFC 4861 forbids: hop limit, length or option length',
+);
+export const IN_CONFLICT = counter(
+  'inbound',
+  'dropped',
+  'neighbour_conflict',
+  'ARP or ND that gives the address of a static neighbour to another MAC',
+);
+export const IN_PARTIAL = counter(
+  'inbound',
+  'note',
+  'partial_checksums',
+  'frames whose sender, a kernel across a veth, left the checksum to the device',
+);
+export const IN_UNSEGMENTED = counter(
+  'inbound',
+  'note',
+  'unsegmented',
+  'frames above the MTU whose sender, a kernel across a veth, left segmentation to the device',
+);
+
+// What workers learn, layer 2.
+export const MACS_LEARNED = counter('tables', 'note', 'macs_learned', 'MACs learned');
+export const MACS_MOVED = counter(
+  'tables',
+  'note',
+  'macs_moved',
+  'MACs that moved to another peer, or between us and one',
+);
+export const MACS_AGED = counter(
+  'tables',
+  'note',
+  'macs_aged',
+  'MACs forgotten because nothing came from them, or their peer went',
+);
+export const MACS_HELD = counter('tables', 'note', 'mac_moves_held', 'moves not followed: more than 5 in 10 s');
+export const MACS_OVER_LIMIT = counter(
+  'tables',
+  'note',
+  'macs_over_limit',
+  'MACs not learned: their peer has its share',
+);
+export const MACS_FULL = counter('tables', 'note', 'macs_table_full', 'MACs not learned: the table is full');
+export const NEIGHBOURS_LEARNED = counter(
+  'tables',
+  'note',
+  'neighbours_learned',
+  'neighbours learned, or taught another MAC',
+);
+export const NEIGHBOURS_AGED = counter('tables', 'note', 'neighbours_aged', 'neighbours forgotten');
+export const NEIGHBOURS_FULL = counter(
+  'tables',
+  'note',
+  'neighbours_table_full',
+  'neighbours not learned: the table is full, or their peer has its share',
+);
+export const RING_FULL = counter(
+  'tables',
+  'note',
+  'ring_full',
+  'things learned that another worker could not be told at once',
 );
 
 export const COUNTER_INFOS: readonly CounterInfo[] = infos;

@@ -1,61 +1,83 @@
 /**
- * One worker's engine: both walks on one device and up to two sockets. It knows no thread and no clock, so tests and
- * benchmarks drive it as the worker does.
+ * One worker's engine: both walks on its devices and sockets. It knows no thread and no clock, so tests and benchmarks drive it
+ * as the worker does.
  */
 import type { Device, Socket } from '../io/device.js';
 import { loadKernels } from '../io/kernels.js';
-import type { EngineMemory } from '../io/memory.js';
+import { type EngineMemory, sendIndex } from '../io/memory.js';
 import { IcmpErrors } from './icmp-errors.js';
 import { Inbound } from './inbound.js';
 import { Outbound } from './outbound.js';
 import { Outbox } from './outbox.js';
+import { Routing } from './routing.js';
 import type { EngineSettings } from './settings.js';
 import { SharedWords } from './shared.js';
+import { Switching } from './switching.js';
 
 /** Bytes one socket may bring in a turn before the device has its turn, which is bounded by packets. */
 const TURN_BYTES = 1 << 20;
 
 /** What a turn looks at, as poll found it. */
-export const READY_DEVICE = 1;
 export const READY_SOCKETS: readonly number[] = [2, 4];
-export const READY_ALL = 7;
+/** The only device of layer 3, the first of layer 2. */
+export const READY_DEVICE = 1;
+/** The bit of the device of `network`. */
+export const readyDevice = (network: number): number => (network === 0 ? READY_DEVICE : 4 << network);
+export const READY_ALL = (1 << 30) - 1;
+
+/** What an engine works on. */
+export interface EngineIo {
+  /** By network; layer 3 has one. */
+  readonly devices: readonly Device[];
+  /** By underlay: IPv4 first, IPv6 second. They receive. */
+  readonly sockets: readonly (Socket | undefined)[];
+  /** By underlay, `options.senders` of them each: sockets that send. None: those that receive. */
+  readonly senders?: readonly (readonly Socket[])[];
+}
 
 export class Engine {
   readonly #shared: SharedWords;
   readonly #worker: number;
+  readonly #devices: readonly Device[];
   readonly #sockets: readonly (Socket | undefined)[];
   readonly #outbound: Outbound;
   readonly #inbound: Inbound;
   readonly #icmp: IcmpErrors;
+  readonly #switching: Switching | undefined;
 
-  /** `sockets` by underlay family: IPv4 first, IPv6 second. */
-  constructor(
-    memory: EngineMemory,
-    worker: number,
-    device: Device,
-    sockets: readonly (Socket | undefined)[],
-    settings: EngineSettings,
-  ) {
+  constructor(memory: EngineMemory, worker: number, io: EngineIo, settings: EngineSettings) {
+    const { devices, sockets } = io;
     const layout = memory.layout.workers[worker];
     const kernels = loadKernels(memory);
     const view = new DataView(memory.memory.buffer);
-    this.#shared = new SharedWords(memory);
+    const shared = new SharedWords(memory);
+    this.#shared = shared;
     this.#worker = worker;
+    this.#devices = devices;
     this.#sockets = sockets;
-    this.#icmp = new IcmpErrors(memory, layout, kernels, device, view, settings);
-    const outboxes = sockets.map((socket, underlay) =>
-      socket ? new Outbox(memory, layout, underlay, socket, this.#shared, settings.maxSegments) : undefined,
-    );
-    this.#outbound = new Outbound(memory, layout, kernels, device, outboxes, this.#icmp, view);
-    this.#inbound = new Inbound(memory, layout, kernels, device, this.#shared, view, settings);
+    this.#icmp = new IcmpErrors(memory, layout, kernels, devices[0], view, settings);
+    this.#switching = settings.l2 && new Switching(memory, worker, kernels, devices, shared, view, settings.l2);
+    const layer = this.#switching ?? new Routing(memory, layout, this.#icmp, view, settings.sourceCheck === 'strict');
+    const outboxes = [0, 1].flatMap((underlay) => {
+      const senders: readonly (Socket | undefined)[] = io.senders?.[underlay]?.length
+        ? io.senders[underlay]
+        : [sockets[underlay]];
+      return Array.from({ length: memory.options.senders ?? 1 }, (_, i) => {
+        const socket = senders[i];
+        const index = sendIndex(memory.options, underlay, i);
+        return socket && new Outbox(memory, layout, index, underlay, socket, shared, settings.maxSegments);
+      });
+    });
+    this.#outbound = new Outbound(memory, layout, kernels, layer, outboxes, this.#icmp, view, settings);
+    this.#inbound = new Inbound(memory, layout, kernels, layer, devices, shared, view, settings);
   }
 
-  /** READY_SOCKETS bits of the full sockets: poll those for POLLOUT, and the device not at all while there is one. */
+  /** Bit set of the outboxes (`sendIndex`) whose socket is full: poll those for POLLOUT, and no device while there is one. */
   get blocked(): number {
-    return this.#outbound.blocked << 1; // underlay i is READY_SOCKETS[i], 2 << i
+    return this.#outbound.blocked;
   }
 
-  /** True after a read found that the device is gone (deleted under us). */
+  /** True after a read found that a device is gone (deleted under us). */
   get deviceLost(): boolean {
     return this.#outbound.deviceLost;
   }
@@ -74,12 +96,16 @@ export class Engine {
     this.#icmp.tick(now);
     this.#inbound.useTables(version);
     this.#outbound.useTables(version);
+    this.#switching?.tick(now);
     let bytes = 0;
     for (let i = 0; i < this.#sockets.length; i++) {
       const socket = this.#sockets[i];
       if (socket !== undefined && ready & READY_SOCKETS[i]) bytes += this.#inbound.run(socket, i, TURN_BYTES);
     }
-    if (bytes > 0 || ready & READY_DEVICE || this.#outbound.blocked !== 0) bytes += this.#outbound.run();
+    const all = bytes > 0 || this.#outbound.blocked !== 0;
+    for (let i = 0; i < this.#devices.length; i++) {
+      if (all || ready & readyDevice(i)) bytes += this.#outbound.run(this.#devices[i], i);
+    }
     return bytes;
   }
 }

@@ -1,8 +1,9 @@
 /**
  * ICMP errors about packets from the host, written back to the device: no route, time exceeded, too big.
  *
- * The source is the device's own address (RFC 1812 4.3.2.4), so the host must accept its own address from the device
- * (`accept_local`, which set-up turns on). Errors are never made about errors, non-first fragments, multicast or broadcast
+ * In layer 3 the source is the device's own address (RFC 1812 4.3.2.4), so the host must accept its own address from the
+ * device (`accept_local`, which set-up turns on). A switch has no address: there "too big" comes from the frame's destination,
+ * MAC and IP, as from the kernel's VXLAN. Errors are never made about errors, non-first fragments, multicast or broadcast
  * destinations, or sources that are not one host (RFC 1122 3.2.2, RFC 1812 4.3.2.7, RFC 4443 2.4 e), and a token bucket
  * bounds their rate (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
  */
@@ -29,7 +30,7 @@ export class IcmpErrors {
   readonly #counters: number;
   readonly #scratch: number;
   readonly #kernels: Kernels;
-  readonly #device: Device;
+  #device: Device;
   readonly #address4: Uint8Array | undefined;
   readonly #address6: Uint8Array | undefined;
   /** In thousandths of a token, so that milliseconds add up. */
@@ -57,6 +58,11 @@ export class IcmpErrors {
     this.#address6 = settings.address6;
   }
 
+  /** Where errors about what comes next go: the device that it came from. */
+  useDevice(device: Device): void {
+    this.#device = device;
+  }
+
   /** Refills the bucket. `now` in milliseconds (wraps). */
   tick(now: number): void {
     const passed = Math.min((now - this.#refilled) | 0, 10_000);
@@ -78,10 +84,13 @@ export class IcmpErrors {
     else this.#send6(at, length, icmp.ICMPV6_TIME_EXCEEDED, 0, 0);
   }
 
-  /** It does not fit; `mtu` bytes would (RFC 1191, RFC 8201). */
-  tooBig(at: number, length: number, mtu: number): void {
-    if (this.#isV4(at)) this.#send4(at, length, icmp.ICMP_UNREACHABLE, icmp.ICMP_FRAGMENTATION_NEEDED, mtu);
-    else this.#send6(at, length, icmp.ICMPV6_TOO_BIG, 0, mtu);
+  /**
+   * It does not fit; `mtu` bytes would (RFC 1191, RFC 8201). `l2`: bytes of Ethernet header before it, which the error gets too,
+   * turned round.
+   */
+  tooBig(at: number, length: number, mtu: number, l2: number): void {
+    if (this.#isV4(at)) this.#send4(at, length, icmp.ICMP_UNREACHABLE, icmp.ICMP_FRAGMENTATION_NEEDED, mtu, l2);
+    else this.#send6(at, length, icmp.ICMPV6_TOO_BIG, 0, mtu, l2);
   }
 
   #isV4(at: number): boolean {
@@ -146,11 +155,11 @@ export class IcmpErrors {
     return true;
   }
 
-  #send4(at: number, length: number, type: number, code: number, mtu: number): void {
-    const may = this.#address4 !== undefined && this.#mayAnswer4(at, length);
-    if (!this.#allowed(may, mtu !== 0) || !this.#address4) return;
+  #send4(at: number, length: number, type: number, code: number, mtu: number, l2 = 0): void {
+    const may = (l2 > 0 || this.#address4 !== undefined) && this.#mayAnswer4(at, length);
+    if (!this.#allowed(may, mtu !== 0)) return;
     const view = this.#view;
-    const to = this.#scratch;
+    const to = this.#scratch + l2;
     const body = to + ip.IPV4_HEADER;
     const quoted = Math.min(length, icmp.ICMP_MAX - ip.IPV4_HEADER - icmp.ICMP_HEADER);
     const total = ip.IPV4_HEADER + icmp.ICMP_HEADER + quoted;
@@ -159,7 +168,8 @@ export class IcmpErrors {
     view.setUint32(to + ip.IPV4_ID, 0);
     view.setUint8(to + ip.IPV4_TTL, TTL);
     view.setUint8(to + ip.IPV4_PROTOCOL, ip.PROTOCOL_ICMP);
-    this.#u8.set(this.#address4, to + ip.IPV4_SOURCE);
+    if (this.#address4 && l2 === 0) this.#u8.set(this.#address4, to + ip.IPV4_SOURCE);
+    else this.#u8.copyWithin(to + ip.IPV4_SOURCE, at + ip.IPV4_DESTINATION, at + ip.IPV4_DESTINATION + 4);
     this.#u8.copyWithin(to + ip.IPV4_DESTINATION, at + ip.IPV4_SOURCE, at + ip.IPV4_SOURCE + 4);
     ip.writeHeaderChecksum(view, to, ip.IPV4_HEADER);
     view.setUint16(body, (type << 8) | code);
@@ -167,14 +177,16 @@ export class IcmpErrors {
     view.setUint32(body + 4, mtu);
     this.#u8.copyWithin(body + icmp.ICMP_HEADER, at, at + quoted);
     view.setUint16(body + 2, ~this.#kernels.sum(body, icmp.ICMP_HEADER + quoted, 0), true);
-    this.#push(to, total);
+    this.#push(at, to, total, l2);
   }
 
-  #send6(at: number, length: number, type: number, code: number, mtu: number): void {
-    const may = this.#address6 !== undefined && this.#mayAnswer6(at, length, type === icmp.ICMPV6_TOO_BIG);
-    if (!this.#allowed(may, mtu !== 0) || !this.#address6) return;
+  #send6(at: number, length: number, type: number, code: number, mtu: number, l2 = 0): void {
+    const may =
+      (l2 > 0 || this.#address6 !== undefined) &&
+      this.#mayAnswer6(at, length, type === icmp.ICMPV6_TOO_BIG && l2 === 0);
+    if (!this.#allowed(may, mtu !== 0)) return;
     const view = this.#view;
-    const to = this.#scratch;
+    const to = this.#scratch + l2;
     const body = to + ip.IPV6_HEADER;
     const quoted = Math.min(length, icmp.ICMPV6_MAX - ip.IPV6_HEADER - icmp.ICMP_HEADER);
     const payload = icmp.ICMP_HEADER + quoted;
@@ -182,7 +194,8 @@ export class IcmpErrors {
     view.setUint16(to + ip.IPV6_PAYLOAD_LENGTH, payload);
     view.setUint8(to + ip.IPV6_NEXT_HEADER, ip.PROTOCOL_ICMPV6);
     view.setUint8(to + ip.IPV6_HOP_LIMIT, TTL);
-    this.#u8.set(this.#address6, to + ip.IPV6_SOURCE);
+    if (this.#address6 && l2 === 0) this.#u8.set(this.#address6, to + ip.IPV6_SOURCE);
+    else this.#u8.copyWithin(to + ip.IPV6_SOURCE, at + ip.IPV6_DESTINATION, at + ip.IPV6_DESTINATION + 16);
     this.#u8.copyWithin(to + ip.IPV6_DESTINATION, at + ip.IPV6_SOURCE, at + ip.IPV6_SOURCE + 16);
     view.setUint16(body, (type << 8) | code);
     view.setUint16(body + 2, 0);
@@ -192,12 +205,19 @@ export class IcmpErrors {
     const pseudo = ((payload & 0xff) << 8) + (payload >> 8) + (ip.PROTOCOL_ICMPV6 << 8);
     const sum = this.#kernels.sum(to + ip.IPV6_SOURCE, 32, this.#kernels.sum(body, payload, pseudo));
     view.setUint16(body + 2, ~sum, true);
-    this.#push(to, ip.IPV6_HEADER + payload);
+    this.#push(at, to, ip.IPV6_HEADER + payload, l2);
   }
 
-  #push(at: number, length: number): void {
-    this.#u8.fill(0, at - VNET_HEADER, at);
-    const result = this.#device.push(at, length);
+  /** Writes the error at `to` about the packet at `at`, behind that one's Ethernet header with its addresses exchanged. */
+  #push(at: number, to: number, length: number, l2: number): void {
+    const frame = to - l2;
+    this.#u8.fill(0, frame - VNET_HEADER, frame);
+    if (l2 > 0) {
+      this.#u8.copyWithin(frame, at - l2 + 6, at - l2 + 12);
+      this.#u8.copyWithin(frame + 6, at - l2, at - l2 + 6);
+      this.#u8.copyWithin(frame + 12, at - l2 + 12, at);
+    }
+    const result = this.#device.push(frame, l2 + length);
     this.#f64[this.#counters + (result < 0 ? ICMP_REFUSED : ICMP_SENT)]++;
   }
 }

@@ -1,12 +1,13 @@
 /**
  * Inbound, network → host, in the order a packet takes:
  *
- *   pull → find peer → check → source → ECN → merge with the packets before it → push
+ *   pull → [VXLAN header] → find peer → may it come in? (routing.ts, switching.ts) → ECN → merge with the packets before it →
+ *   push
  *
  * A message may hold many datagrams of one sender (UDP_GRO), all of one size but the last. TypeScript checks the first of
  * each run; the merge kernel takes the run's rest as long as it agrees with the first. A packet that cannot be merged is
  * written from where it was received: its virtio header goes over the bytes before it, which belong to datagrams that have
- * already been handled.
+ * already been handled, or to the VXLAN header.
  */
 import { type Device, EINVAL, type Socket } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
@@ -16,6 +17,7 @@ import {
   MERGE_WORDS,
   PEER_COUNTERS,
   RECEIVE_CONTROL,
+  SCRATCH_HALF,
   SIZEOF_MMSGHDR,
   SIZEOF_SOCKADDR,
   VNET_HEADER,
@@ -24,13 +26,16 @@ import {
 import { CMSG_HEADER, initReceiveArrays, MSG_CONTROLLEN, MSG_FLAGS, MSG_LEN } from '../io/messages.js';
 import { OFFLOADS } from '../io/offloads.js';
 import * as sys from '../io/syscalls-constants.js';
+import { ETHERTYPE_IPV4, ETHERTYPE_IPV6, headerLength } from '../packet/ethernet.js';
 import * as ip from '../packet/ip.js';
-import { GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VNET_GSO_SIZE, VNET_GSO_TYPE } from '../packet/virtio-net.js';
+import * as vnet from '../packet/virtio-net.js';
+import { hasVni, VXLAN_HEADER, vniOf } from '../packet/vxlan.js';
 import { lookupAddress, MAPPED } from './addresses.js';
 import * as count from './counters.js';
-import { lookup4, lookup6 } from './routes.js';
+import type { Layer } from './layer.js';
 import type { EngineSettings } from './settings.js';
 import type { SharedWords } from './shared.js';
+import { FINISHED, findUnfinished, UNSEGMENTED } from './unfinished.js';
 
 const ECN_NOT_ECT = 0;
 const ECN_ECT1 = 1;
@@ -49,9 +54,6 @@ const CLOSE_ALL = -2;
 /** Most receive calls of one socket in a turn. */
 const MAX_PULLS = 16;
 
-/** The only network of layer 3. */
-const NETWORK = 0;
-
 export class Inbound {
   readonly #memory: EngineMemory;
   readonly #layout: WorkerLayout;
@@ -60,40 +62,53 @@ export class Inbound {
   readonly #f64: Float64Array;
   readonly #view: DataView;
   readonly #kernels: Kernels;
-  readonly #device: Device;
+  readonly #layer: Layer;
+  /** By network. */
+  readonly #devices: readonly Device[];
   readonly #shared: SharedWords;
   readonly #counters: number;
   readonly #peerCounters: number;
   readonly #addressMask: number;
   readonly #states: number;
   readonly #out: number;
-  readonly #mtu: number;
-  readonly #strict: boolean;
+  /** By network: largest IP packet. */
+  readonly #mtus: readonly number[];
+  /** By network; undefined in layer 3. */
+  readonly #vnis: readonly number[] | undefined;
+  /** Bytes of the encapsulation before the inner packet. */
+  readonly #header: number;
   readonly #anyone: boolean;
+  /** Unfinished checksums may go to the device. */
+  readonly #partial: boolean;
   #allow: number;
-
-  #roots4 = 0;
-  #roots6 = 0;
-  #nodes = 0;
   #addresses = 0;
 
   /** Slots with an open merge, in the order they were opened. */
   readonly #openSlots = new Int32Array(MERGE_SLOTS);
   #openCount = 0;
+  /** By slot: which network's packets are in it. */
+  readonly #slotNetworks = new Int32Array(MERGE_SLOTS);
 
   // What the current message's control data said.
   #segment = 0;
   #tos = 0;
-  // The last sender, since most messages come from the same one.
+  // The current message's sender; where its name is; and the peer that it is in which network.
   readonly #sender = new Int32Array(4);
+  #name = 0;
+  #underlay = 0;
   #senderRef = 0;
+  #senderNetwork = -1;
   #senderVersion = -1;
+  // The current datagram: its network and peer.
+  #network = 0;
+  #ref = 0;
 
   constructor(
     memory: EngineMemory,
     layout: WorkerLayout,
     kernels: Kernels,
-    device: Device,
+    layer: Layer,
+    devices: readonly Device[],
     shared: SharedWords,
     view: DataView,
     settings: EngineSettings,
@@ -105,17 +120,20 @@ export class Inbound {
     this.#f64 = memory.f64;
     this.#view = view;
     this.#kernels = kernels;
-    this.#device = device;
+    this.#layer = layer;
+    this.#devices = devices;
     this.#shared = shared;
     this.#counters = layout.counters >> 3;
     this.#peerCounters = layout.peerCounters >> 3;
     this.#addressMask = memory.layout.addressSlots - 1;
     this.#states = layout.mergeStates >> 2;
     this.#out = layout.kernelOut >> 2;
-    this.#mtu = settings.mtu;
-    this.#strict = settings.sourceCheck === 'strict';
+    const { offloads, l2 } = settings;
+    this.#mtus = l2 ? l2.networks.map(({ mtu }) => mtu) : [settings.mtu];
+    this.#vnis = l2?.networks.map(({ vni }) => vni);
+    this.#header = l2 ? VXLAN_HEADER : 0;
     this.#anyone = settings.sourceCheck === 'off';
-    const { offloads } = settings;
+    this.#partial = (offloads & OFFLOADS.csum) !== 0;
     this.#allow = 0;
     if (offloads & OFFLOADS.merge && offloads & OFFLOADS.csum) {
       if (offloads & OFFLOADS.tso4) this.#allow |= ALLOW_TCP4;
@@ -129,14 +147,10 @@ export class Inbound {
 
   /** The table version for this turn. */
   useTables(version: number): void {
-    const table = this.#memory.layout.tables[version];
-    this.#roots4 = table.roots4 >> 2;
-    this.#roots6 = table.roots6 >> 2;
-    this.#nodes = table.nodes >> 2;
-    this.#addresses = table.addresses >> 2;
+    this.#addresses = this.#memory.layout.tables[version].addresses >> 2;
     if (version !== this.#senderVersion) {
       this.#senderVersion = version;
-      this.#senderRef = 0;
+      this.#senderNetwork = -1;
     }
   }
 
@@ -165,8 +179,8 @@ export class Inbound {
     const header = (receive.messages + m * SIZEOF_MMSGHDR) >> 2;
     const length = this.#i32[header + (MSG_LEN >> 2)];
     const at = receive.buffers + m * receive.stride;
-    this.#readControl(receive.controls + m * RECEIVE_CONTROL, this.#i32[header + (MSG_CONTROLLEN >> 2)], underlay);
-    const size = this.#segment > 0 && this.#segment < length ? this.#segment : length;
+    this.#readControl(receive.controls + m * RECEIVE_CONTROL, this.#i32[header + (MSG_CONTROLLEN >> 2)]);
+    const size = this.#segment > 0 && this.#segment < length && !this.#spans(at, length) ? this.#segment : length;
     const datagrams = length === 0 ? 1 : Math.ceil(length / size);
     this.#add(count.IN_IN, datagrams);
     this.#add(count.IN_IN_BYTES, length);
@@ -175,26 +189,26 @@ export class Inbound {
       this.#add(count.IN_TRUNCATED, datagrams);
       return length;
     }
-    const ref = this.#findPeer(receive.names + m * SIZEOF_SOCKADDR, underlay);
-    if (ref === 0 && !this.#anyone) {
-      this.#add(count.IN_UNKNOWN_PEER, datagrams);
-      return length;
+    this.#name = receive.names + m * SIZEOF_SOCKADDR;
+    this.#underlay = underlay;
+    if (this.#vnis === undefined) {
+      this.#ref = this.#findPeer(0);
+      if (this.#ref === 0 && !this.#anyone) {
+        this.#add(count.IN_UNKNOWN_PEER, datagrams);
+        return length;
+      }
+      if (length === 0) {
+        this.#add(count.IN_EMPTY, 1);
+        return 0;
+      }
+      this.#countPeer(datagrams, length);
     }
-    if (length === 0) {
-      this.#add(count.IN_EMPTY, 1);
-      return 0;
-    }
-    if (ref !== 0) {
-      const peer = this.#peerCounters + (ref & 0xffff) * PEER_COUNTERS;
-      this.#f64[peer + 2] += datagrams;
-      this.#f64[peer + 3] += length;
-    }
-    this.#datagrams(at, size, datagrams, length - (datagrams - 1) * size, ref);
+    this.#datagrams(at, size, datagrams, length - (datagrams - 1) * size);
     return length;
   }
 
-  /** Reads UDP_GRO's segment size, the outer TOS or traffic class, and the socket's drop counter. */
-  #readControl(at: number, length: number, underlay: number): void {
+  /** Reads UDP_GRO's segment size, and the outer TOS or traffic class. */
+  #readControl(at: number, length: number): void {
     const i32 = this.#i32;
     this.#segment = 0;
     this.#tos = 0;
@@ -205,99 +219,124 @@ export class Inbound {
       if (level === sys.SOL_UDP && type === sys.UDP_GRO) this.#segment = i32[word + 4];
       else if (level === sys.SOL_IP && type === sys.IP_TOS) this.#tos = this.#u8[at + offset + CMSG_HEADER];
       else if (level === sys.SOL_IPV6 && type === sys.IPV6_TCLASS) this.#tos = i32[word + 4];
-      else if (level === sys.SOL_SOCKET && type === sys.SO_RXQ_OVFL) this.#noteOverflow(underlay, i32[word + 4]);
       if (i32[word] < CMSG_HEADER) break;
       offset += (i32[word] + 7) & ~7;
     }
   }
 
-  /** The kernel counts from the socket's birth; the last value is kept where a worker that follows this one finds it. */
-  #noteOverflow(underlay: number, value: number): void {
-    const last = (this.#layout.overflow >> 2) + underlay;
-    this.#add(count.IN_OVERFLOW, (value - this.#i32[last]) >>> 0);
-    this.#i32[last] = value;
-  }
-
-  /** The peer behind a struct sockaddr at `at`, or 0. */
-  #findPeer(at: number, underlay: number): number {
+  /** The peer of `network` that sent the current message, or 0. */
+  #findPeer(network: number): number {
     const i32 = this.#i32;
-    const name = at >> 2;
+    const name = this.#name >> 2;
     let w0 = 0;
     let w1 = 0;
     let w2 = MAPPED;
     let w3 = i32[name + 1];
-    if (underlay === 1) {
+    if (this.#underlay === 1) {
       w0 = i32[name + 2];
       w1 = i32[name + 3];
       w2 = i32[name + 4];
       w3 = i32[name + 5];
     }
+    // Most messages come from the same one as the last.
     const last = this.#sender;
-    if (this.#senderRef !== 0 && last[3] === w3 && last[2] === w2 && last[1] === w1 && last[0] === w0) {
-      return this.#senderRef;
-    }
-    const ref = lookupAddress(i32, this.#addresses, this.#addressMask, w0, w1, w2, w3, NETWORK);
+    const same = last[3] === w3 && last[2] === w2 && last[1] === w1 && last[0] === w0;
+    if (same && this.#senderNetwork === network && this.#senderRef !== 0) return this.#senderRef;
+    const ref = lookupAddress(i32, this.#addresses, this.#addressMask, w0, w1, w2, w3, network);
     last[0] = w0;
     last[1] = w1;
     last[2] = w2;
     last[3] = w3;
     this.#senderRef = ref;
+    this.#senderNetwork = network;
     return ref;
   }
 
+  #countPeer(datagrams: number, bytes: number): void {
+    if (this.#ref === 0) return;
+    const peer = this.#peerCounters + (this.#ref & 0xffff) * PEER_COUNTERS;
+    this.#f64[peer + 2] += datagrams;
+    this.#f64[peer + 3] += bytes;
+  }
+
   /** The datagrams of one message, one behind the other at `at`: `size` bytes each, the last one `last`. */
-  #datagrams(at: number, size: number, total: number, last: number, ref: number): void {
+  #datagrams(at: number, size: number, total: number, last: number): void {
+    const header = this.#header;
     for (let i = 0; i < total; ) {
-      const packet = at + i * size;
+      const datagram = at + i * size;
       const length = i === total - 1 ? last : size;
-      if (!this.#accept(packet, length, ref)) {
+      const packet = datagram + header;
+      if (!this.#accept(datagram, length)) {
         i++;
         continue;
       }
+      const { l2 } = this.#layer;
+      const mtu = this.#mtus[this.#network];
+      const over = length - header - l2 > mtu;
       // CE and ECT(1) have to be written into each inner header, so then they go one by one.
       const run = this.#tos & 1 ? 1 : total - i;
-      const taken = (this.#allow & 0xff) === 0 ? 0 : this.#merge(packet, size, run, run === total - i ? last : size);
-      if (length > this.#mtu) this.#add(count.IN_ABOVE_MTU, above(taken, i + taken === total, last > this.#mtu));
-      if (taken > 0) {
-        i += taken;
-      } else {
-        this.#u8.fill(0, packet - VNET_HEADER, packet);
-        this.#push(packet, length);
-        i++;
-      }
+      const taken = this.#merge(datagram, size, run, run === total - i ? last : size, over && header > 0);
+      const done = Math.max(taken, 1);
+      if (header > 0) this.#countPeer(done, i + done === total ? (done - 1) * size + last : done * size);
+      if (over) this.#add(count.IN_ABOVE_MTU, above(taken, i + taken === total, last - header - l2 > mtu));
+      i += done;
+      if (taken > 0) continue;
+      this.#u8.fill(0, packet - VNET_HEADER, packet);
+      if (header > 0) this.#pushFrame(packet, length - header);
+      else this.#push(this.#devices[0], packet, length);
     }
   }
 
-  /** Check, source, ECN. False: counted and done with. */
-  #accept(at: number, length: number, ref: number): boolean {
-    const view = this.#view;
-    const bad = ip.checkIp(view, at, length);
-    if (bad !== ip.GOOD) {
-      this.#add(count.IN_SHORT + bad - ip.BAD_SHORT, 1);
-      return false;
-    }
-    const v4 = view.getUint8(at) >> 4 === 4;
-    if (view.getUint8(at + (v4 ? ip.IPV4_TTL : ip.IPV6_HOP_LIMIT)) === 0) {
-      this.#add(count.IN_TTL, 1);
-      return false;
-    }
-    if (this.#strict && !this.#ownsSource(at, v4, ref)) {
-      this.#add(count.IN_SOURCE, 1);
-      return false;
-    }
-    if (this.#tos & 3 && !this.#decapsulateEcn(at)) {
+  /** Decapsulation, whatever the layer checks, ECN. False: counted and done with. */
+  #accept(datagram: number, length: number): boolean {
+    if (this.#vnis !== undefined && !this.#decapsulate(datagram, length)) return false;
+    const at = datagram + this.#header;
+    const layer = this.#layer;
+    if (!layer.inbound(at, length - this.#header, this.#ref, this.#network)) return false;
+    if (this.#tos & 3 && layer.version !== 0 && !this.#decapsulateEcn(at + layer.l2)) {
       this.#add(count.IN_ECN, 1);
       return false;
     }
-    if (v4) this.#note4(at);
+    if (this.#vnis === undefined && layer.version === 4) this.#note4(at);
     return true;
   }
 
-  #ownsSource(at: number, v4: boolean, ref: number): boolean {
-    const owner = v4
-      ? lookup4(this.#i32, this.#roots4, this.#nodes, this.#view.getInt32(at + ip.IPV4_SOURCE))
-      : lookup6(this.#i32, this.#u8, this.#roots6, this.#nodes, at + ip.IPV6_SOURCE);
-    return owner === ref && ref !== 0;
+  /** The VXLAN header: which network, and who of it sent it. */
+  #decapsulate(at: number, length: number): boolean {
+    if (length < VXLAN_HEADER) return this.#refuseDatagram(length === 0 ? count.IN_EMPTY : count.IN_VXLAN_SHORT);
+    if (!hasVni(this.#view, at)) return this.#refuseDatagram(count.IN_VXLAN_FLAG);
+    const network = this.#networkOf(vniOf(this.#view, at));
+    if (network < 0) return this.#refuseDatagram(count.IN_UNKNOWN_VNI);
+    this.#network = network;
+    this.#ref = this.#findPeer(network);
+    if (this.#ref === 0 && !this.#anyone) return this.#refuseDatagram(count.IN_UNKNOWN_PEER);
+    return true;
+  }
+
+  #networkOf(vni: number): number {
+    const vnis = this.#vnis as readonly number[];
+    for (let i = 0; i < vnis.length; i++) if (vnis[i] === vni) return i;
+    return -1;
+  }
+
+  #refuseDatagram(counter: number): false {
+    this.#add(counter, 1);
+    return false;
+  }
+
+  /**
+   * Whether the message is one VXLAN datagram although its control data named a segment size: a kernel across a veth hands
+   * over UDP super-frames unsegmented, and the size is that of the inner datagrams.
+   */
+  #spans(at: number, length: number): boolean {
+    if (this.#vnis === undefined || length < VXLAN_HEADER) return false;
+    const l2 = headerLength(this.#view, at + VXLAN_HEADER, length - VXLAN_HEADER);
+    const packet = at + VXLAN_HEADER + l2;
+    const room = length - VXLAN_HEADER - l2;
+    if (l2 === 0 || room < ip.IPV6_HEADER) return false;
+    const type = this.#view.getUint16(packet - 2);
+    if (type === ETHERTYPE_IPV4) return this.#view.getUint16(packet + ip.IPV4_TOTAL_LENGTH) === room;
+    return type === ETHERTYPE_IPV6 && this.#view.getUint16(packet + ip.IPV6_PAYLOAD_LENGTH) === room - ip.IPV6_HEADER;
   }
 
   /** RFC 6040 4.2, figure 4. False: the packet must be dropped. */
@@ -324,10 +363,16 @@ export class Inbound {
 
   /**
    * Merges as many datagrams as follow each other in one flow, and returns how many. 0: the first must be pushed by itself;
-   * whatever was open for its flow has been pushed before.
+   * whatever was open for its flow has been pushed before. `alone`: it must be so in any case.
    */
-  #merge(at: number, size: number, run: number, last: number): number {
+  #merge(at: number, size: number, run: number, last: number, alone: boolean): number {
     const { mergeStates, mergeBuffers, mergeStride, kernelOut } = this.#layout;
+    const { l2, version, exact } = this.#layer;
+    if ((this.#allow & 0xff) === 0 || version === 0) return 0;
+    if (alone || !exact) {
+      this.#closeAll();
+      return 0;
+    }
     for (;;) {
       const taken = this.#kernels.merge(
         mergeStates,
@@ -339,11 +384,15 @@ export class Inbound {
         run,
         last,
         this.#allow,
+        this.#header + l2,
       );
       const slot = this.#i32[this.#out];
       if (taken > 0) {
         // A merge that began in this call holds exactly what the call took.
-        if (this.#i32[this.#states + slot * MERGE_WORDS] === taken) this.#openSlots[this.#openCount++] = slot;
+        if (this.#i32[this.#states + slot * MERGE_WORDS] === taken) {
+          this.#openSlots[this.#openCount++] = slot;
+          this.#slotNetworks[slot] = this.#network;
+        }
         return taken;
       }
       if (slot === CLOSE_ALL) this.#closeAll();
@@ -372,56 +421,107 @@ export class Inbound {
   #pushMerged(slot: number): void {
     const state = this.#layout.mergeStates + slot * MERGE_WORDS * 4;
     const buffer = this.#layout.mergeBuffers + slot * this.#layout.mergeStride;
-    const segments = this.#i32[state >> 2];
-    const length = this.#kernels.mergeClose(state, buffer);
+    const word = state >> 2;
+    const segments = this.#i32[word];
+    const l2 = this.#header === 0 ? 0 : this.#i32[word + 9] - this.#header;
+    const device = this.#devices[this.#slotNetworks[slot]];
+    const length = this.#kernels.mergeClose(state, buffer, l2);
     if (segments === 1) {
-      this.#push(buffer, length);
+      this.#push(device, buffer - l2, length);
       return;
     }
     this.#add(count.IN_MERGED, segments - 1);
-    const result = this.#device.push(buffer, length);
+    this.#pushSuper(device, buffer, l2, length - l2, this.#i32[word + 3], this.#i32[word + 2]);
+  }
+
+  /** Writes a frame from where it was received. What its sender left unfinished is left to the device, if that may be. */
+  #pushFrame(frame: number, length: number): void {
+    const { l2, version, exact } = this.#layer;
+    const device = this.#devices[this.#network];
+    const at = frame + l2;
+    const found =
+      version === 0
+        ? FINISHED
+        : findUnfinished(this.#view, this.#kernels, at, l2, version, exact, this.#mtus[this.#network], this.#segment);
+    if (found === FINISHED) {
+      this.#push(device, frame, length);
+      return;
+    }
+    const header = frame - VNET_HEADER;
+    const start = this.#view.getUint16(header + vnet.VNET_CSUM_START, true);
+    this.#add(count.IN_PARTIAL, 1);
+    if (found === UNSEGMENTED) {
+      this.#add(count.IN_UNSEGMENTED, 1);
+      const headers = this.#view.getUint16(header + vnet.VNET_HDR_LEN, true) - l2;
+      this.#pushSuper(device, at, l2, length - l2, start - l2, headers);
+      return;
+    }
+    if (!this.#partial) {
+      this.#kernels.finish(frame, length, start, this.#view.getUint16(header + vnet.VNET_CSUM_OFFSET, true));
+      this.#u8.fill(0, header, frame);
+    }
+    this.#push(device, frame, length);
+  }
+
+  /** Writes the super-packet at `at`, behind `l2` bytes and a filled virtio header; in segments, if the device has it so. */
+  #pushSuper(device: Device, at: number, l2: number, length: number, l3: number, headers: number): void {
+    const kind = this.#u8[at - l2 - VNET_HEADER + vnet.VNET_GSO_TYPE];
+    const allow = kind === vnet.GSO_TCPV4 ? ALLOW_TCP4 : kind === vnet.GSO_TCPV6 ? ALLOW_TCP6 : ALLOW_UDP;
+    const result = this.#allow & allow ? device.push(at - l2, l2 + length) : -EINVAL;
     if (result >= 0) {
       this.#add(count.IN_SUPER, 1);
-      this.#pushed(length);
+      this.#pushed(l2 + length);
     } else if (result === -EINVAL) {
-      this.#unmerge(buffer, length, state, segments);
+      this.#refuseKind(allow);
+      this.#pushSegments(device, at, l2, length, l3, headers, kind !== vnet.GSO_UDP_L4);
     } else {
       this.#add(count.IN_REFUSED, 1);
     }
   }
 
-  /**
-   * The device refused a super-packet (some kernels do, against their own word): its segments go singly, and that kind is
-   * not merged again; it is reported as that offload refused.
-   */
-  #unmerge(buffer: number, length: number, state: number, segments: number): void {
+  /** The segments of a super-packet, one by one. */
+  #pushSegments(
+    device: Device,
+    at: number,
+    l2: number,
+    length: number,
+    l3: number,
+    headers: number,
+    tcp: boolean,
+  ): void {
     const { scratch } = this.#layout;
-    const kind = this.#u8[buffer - VNET_HEADER + VNET_GSO_TYPE];
-    const size = this.#view.getUint16(buffer - VNET_HEADER + VNET_GSO_SIZE, true);
-    const headers = this.#i32[(state >> 2) + 2];
-    const l3 = this.#i32[(state >> 2) + 3];
-    if (kind === GSO_TCPV4) this.#refuse(ALLOW_TCP4, OFFLOADS.tso4);
-    else if (kind === GSO_TCPV6) this.#refuse(ALLOW_TCP6, OFFLOADS.tso6);
-    else if (kind === GSO_UDP_L4) this.#refuse(ALLOW_UDP, OFFLOADS.uso);
-    this.#kernels.copy(scratch, buffer, length);
-    this.#kernels.split(scratch, length, l3, headers, size, kind === GSO_UDP_L4 ? 0 : 1, VNET_HEADER);
+    const size = this.#view.getUint16(at - l2 - VNET_HEADER + vnet.VNET_GSO_SIZE, true);
+    const segments = Math.ceil((length - headers) / size);
+    const prefix = VNET_HEADER + l2;
+    if (length + segments * (prefix + headers) > SCRATCH_HALF) {
+      this.#add(count.IN_REFUSED, 1);
+      return;
+    }
+    this.#kernels.copy(scratch, at - l2, l2 + length);
+    this.#u8.fill(0, scratch - VNET_HEADER, scratch);
+    this.#kernels.split(scratch + l2, length, l3, headers, size, tcp ? 1 : 0, prefix);
     this.#add(count.IN_REPLAYED, segments - 1);
     for (let i = 0; i < segments; i++) {
-      const at = scratch + i * (headers + size + VNET_HEADER);
       const bytes = i === segments - 1 ? length - (segments - 1) * size : headers + size;
-      this.#u8.fill(0, at - VNET_HEADER, at);
-      this.#push(at, bytes);
+      this.#push(device, scratch + i * (prefix + headers + size), l2 + bytes);
     }
   }
 
-  #refuse(allow: number, offload: number): void {
+  /**
+   * The device refused a super-packet of a kind that it had said it takes (some kernels do): that kind is not merged again, and
+   * it is reported as that offload refused.
+   */
+  #refuseKind(allow: number): void {
+    if (!(this.#allow & allow)) return;
     this.#allow &= ~allow;
-    this.#shared.refuseOffload(offload);
+    this.#shared.refuseOffload(
+      allow === ALLOW_TCP4 ? OFFLOADS.tso4 : allow === ALLOW_TCP6 ? OFFLOADS.tso6 : OFFLOADS.uso,
+    );
   }
 
   /** Writes one packet whose virtio header is in place. */
-  #push(at: number, length: number): void {
-    if (this.#device.push(at, length) < 0) this.#add(count.IN_REFUSED, 1);
+  #push(device: Device, at: number, length: number): void {
+    if (device.push(at, length) < 0) this.#add(count.IN_REFUSED, 1);
     else this.#pushed(length);
   }
 

@@ -1,12 +1,16 @@
 /**
  * Outbound, host → network, in the order a packet takes:
  *
- *   pull → check → look up peer → TTL → fits the path? → finish checksum or split → join the peer's message → push
+ *   pull → to whom? (routing.ts, switching.ts) → fits the path? → finish checksum or split → encapsulate → join the peer's
+ *   message → push
  *
- * A packet is read into the arena right behind the one before it, which is where it leaves from: a plain packet is never
- * copied, a super-packet is split where it lies. A packet that goes no further leaves its place to the next one.
+ * A packet is read into the arena right behind the one before it, which is where it leaves from, with room for the
+ * encapsulation's header in front: a plain packet is never copied, a super-packet is split where it lies, and a flooded frame
+ * lies there once, however many peers it goes to. A packet that goes no further leaves its place to the next one.
  *
- * On this wire the datagram is the inner packet, nothing more (flannel's udp backend), so encapsulation moves nothing.
+ * In layer 3 the datagram is the inner packet, nothing more (flannel's udp backend); in layer 2 it is a VXLAN header (RFC 7348)
+ * and the frame. What stands in front of an inner IP packet (VXLAN and Ethernet header) is its prefix: each segment or fragment
+ * gets a copy of it.
  */
 import { type Device, EAGAIN, EBADFD } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
@@ -20,12 +24,15 @@ import {
 } from '../io/memory.js';
 import * as ip from '../packet/ip.js';
 import * as vnet from '../packet/virtio-net.js';
+import { VXLAN_HEADER, writeVxlan } from '../packet/vxlan.js';
 import * as count from './counters.js';
+import { flowHash } from './flow-hash.js';
 import { fragmentIpv4, fragmentPayload } from './fragment.js';
 import type { IcmpErrors } from './icmp-errors.js';
+import { DONE, FLOOD, type Layer } from './layer.js';
 import type { Outbox } from './outbox.js';
 import { PEER_FLAG_ECN, PEER_FLAGS, PEER_GENERATION, PEER_MTU, PEER_UNDERLAY } from './peers.js';
-import { lookup4, lookup6 } from './routes.js';
+import type { EngineSettings } from './settings.js';
 
 /** Packets of one batch (hot-path.md: 32 is best; fewer is worse, more no better). */
 export const PULL_PACKETS = 32;
@@ -33,6 +40,10 @@ export const PULL_PACKETS = 32;
 const MAX_SPLIT = 1400;
 /** What a packet may need in the arena: itself, and the headers of its segments or fragments on top. */
 const ROOM = 4 * 65536;
+/** Longer than anything that can be read. */
+const ANY_LENGTH = 1 << 20;
+const ECN = 3;
+const DSCP = 0xfc;
 
 export class Outbound {
   readonly #memory: EngineMemory;
@@ -41,33 +52,49 @@ export class Outbound {
   readonly #f64: Float64Array;
   readonly #view: DataView;
   readonly #kernels: Kernels;
-  readonly #device: Device;
+  readonly #layer: Layer;
+  /** By underlay, then sender. */
   readonly #outboxes: readonly (Outbox | undefined)[];
+  readonly #senders: number;
   readonly #icmp: IcmpErrors;
   readonly #counters: number;
   readonly #peers: number;
   readonly #arenaEnd: number;
-  #roots4 = 0;
-  #roots6 = 0;
-  #nodes = 0;
+  /** Bytes of the encapsulation before the inner packet. */
+  readonly #header: number;
+  /** By network. */
+  readonly #vnis: readonly number[];
+  readonly #dscp: number;
+  #floods = 0;
   #blocked = 0;
   #deviceLost = false;
-  // The peer of the packet on its way: its slot, outbox, largest inner packet, and the outer TOS.
+  // The packet on its way: its network, its peer's slot and outbox, the largest inner packet there, the outer TOS.
+  #network = 0;
   #slot = 0;
   #outbox: Outbox;
   #mtu = 0;
   #tos = 0;
-  /** Where the next packet is read to. */
+  // A frame that goes to all peers: its datagrams, which sender, the next peer in the list, and whether one has got it.
+  #flooding = false;
+  #floodAt = 0;
+  #floodSize = 0;
+  #floodCount = 0;
+  #floodLast = 0;
+  #floodSender = 0;
+  #floodNext = 0;
+  #floodBegun = false;
+  /** Where the next datagram begins. */
   #at: number;
 
   constructor(
     memory: EngineMemory,
     layout: WorkerLayout,
     kernels: Kernels,
-    device: Device,
+    layer: Layer,
     outboxes: readonly (Outbox | undefined)[],
     icmp: IcmpErrors,
     view: DataView,
+    settings: EngineSettings,
   ) {
     this.#memory = memory;
     this.#layout = layout;
@@ -75,18 +102,22 @@ export class Outbound {
     this.#f64 = memory.f64;
     this.#view = view;
     this.#kernels = kernels;
-    this.#device = device;
+    this.#layer = layer;
     this.#outboxes = outboxes;
+    this.#senders = outboxes.length >> 1;
     this.#icmp = icmp;
     this.#counters = layout.counters >> 3;
     this.#peers = memory.layout.peers >> 2;
     this.#arenaEnd = layout.arena + ARENA_BYTES;
+    this.#header = settings.l2 ? VXLAN_HEADER : 0;
+    this.#vnis = settings.l2?.networks.map(({ vni }) => vni) ?? [];
+    this.#dscp = settings.inheritDscp ? DSCP : 0;
     this.#at = layout.arena;
     // Set anew before each use; some outbox, so that its type stays simple.
-    this.#outbox = outboxes[0] ?? (outboxes[1] as Outbox);
+    this.#outbox = outboxes.find((outbox) => outbox !== undefined) as Outbox;
   }
 
-  /** Bit set of the underlays whose socket is full; the device is not read until they have taken what waits. */
+  /** Bit set of the outboxes whose socket is full; no device is read until they have taken what waits. */
   get blocked(): number {
     return this.#blocked;
   }
@@ -97,32 +128,42 @@ export class Outbound {
 
   /** The table version for this turn. */
   useTables(version: number): void {
-    const table = this.#memory.layout.tables[version];
-    this.#roots4 = table.roots4 >> 2;
-    this.#roots6 = table.roots6 >> 2;
-    this.#nodes = table.nodes >> 2;
+    this.#layer.useTables(version);
+    this.#floods = this.#memory.layout.tables[version].floods >> 2;
   }
 
   /** Sends what a full socket left over. True when nothing is left. */
   flush(): boolean {
+    while (this.#send()) {
+      if (!this.#flooding) {
+        this.#at = this.#layout.arena;
+        return true;
+      }
+      this.#copyToPeers();
+    }
+    return false;
+  }
+
+  /** Sends what is in the outboxes. True when all has left. */
+  #send(): boolean {
     this.#blocked = 0;
     for (let i = 0; i < this.#outboxes.length; i++) {
       const outbox = this.#outboxes[i];
       if (outbox !== undefined && !outbox.empty && !outbox.flush()) this.#blocked |= 1 << i;
     }
-    if (this.#blocked !== 0) return false;
-    this.#at = this.#layout.arena;
-    return true;
+    return this.#blocked === 0;
   }
 
-  /** One batch. Returns the bytes read, or 0 if the device had nothing or the socket is still full. */
-  run(): number {
+  /** One batch of the device of `network`. Returns the bytes read, or 0 if it had nothing or a socket is still full. */
+  run(device: Device, network: number): number {
     if (this.#blocked !== 0 && !this.flush()) return 0;
+    this.#network = network;
+    this.#icmp.useDevice(device);
     let bytes = 0;
     let packets = 0;
-    while (packets < PULL_PACKETS && this.#hasRoom()) {
-      const at = this.#at;
-      const length = this.#device.pull(at);
+    while (packets < PULL_PACKETS && this.#blocked === 0 && this.#hasRoom()) {
+      const at = this.#at + this.#header;
+      const length = device.pull(at);
       if (length < 0) {
         if (length !== -EAGAIN) this.#deviceError(length);
         break;
@@ -159,120 +200,164 @@ export class Outbound {
 
   /** Takes one packet all the way to its peer's message, or to one drop. */
   #forward(at: number, length: number): void {
-    const view = this.#view;
-    const bad = ip.checkIp(view, at, length);
-    if (bad !== ip.GOOD) {
-      this.#drop(count.OUT_SHORT + bad - ip.BAD_SHORT);
-      return;
+    const layer = this.#layer;
+    const to = layer.outbound(at, length, this.#network);
+    if (to === DONE) return;
+    const packet = at + layer.l2;
+    if (to === FLOOD) {
+      this.#aimAtAll(packet, at, length);
+    } else {
+      const peer = this.#peers + (to & 0xffff) * (PEER_BYTES >> 2);
+      const sender = this.#senders === 1 ? 0 : this.#senderFor(packet, at, length);
+      const outbox = this.#outboxes[this.#i32[peer + PEER_UNDERLAY] * this.#senders + sender];
+      if (outbox === undefined || this.#i32[peer + PEER_GENERATION] !== to >>> 16) {
+        layer.lost(at, length);
+        return;
+      }
+      this.#slot = to & 0xffff;
+      this.#outbox = outbox;
+      this.#mtu = this.#i32[peer + PEER_MTU];
+      // Outer ECN stays 0 unless the peer is known to handle it (RFC 6040 4.3, compatibility mode).
+      const bits = this.#i32[peer + PEER_FLAGS] & PEER_FLAG_ECN ? this.#dscp | ECN : this.#dscp;
+      this.#tos = bits === 0 || layer.version === 0 ? 0 : ip.tosOf(this.#view, packet) & bits;
     }
-    const v4 = view.getUint8(at) >> 4 === 4;
-    if (v4) this.#note4(at);
+    if (this.#header > 0) writeVxlan(this.#view, at - this.#header, this.#vnis[this.#network]);
 
-    const ref = v4
-      ? lookup4(this.#i32, this.#roots4, this.#nodes, view.getInt32(at + ip.IPV4_DESTINATION))
-      : lookup6(this.#i32, this.#memory.u8, this.#roots6, this.#nodes, at + ip.IPV6_DESTINATION);
-    const peer = this.#peers + (ref & 0xffff) * (PEER_BYTES >> 2);
-    const outbox = this.#outboxes[this.#i32[peer + PEER_UNDERLAY]];
-    if (ref === 0 || this.#i32[peer + PEER_GENERATION] !== ref >>> 16 || outbox === undefined) {
-      this.#drop(count.OUT_NO_ROUTE);
-      this.#icmp.noRoute(at, length);
-      return;
-    }
-
-    if (view.getUint8(at + (v4 ? ip.IPV4_TTL : ip.IPV6_HOP_LIMIT)) <= 1) {
-      this.#drop(count.OUT_TTL);
-      this.#icmp.timeExceeded(at, length);
-      return;
-    }
-
-    this.#slot = ref & 0xffff;
-    this.#outbox = outbox;
-    this.#mtu = this.#i32[peer + PEER_MTU];
-    // Outer ECN stays 0 unless the peer is known to handle it (RFC 6040 4.3, compatibility mode).
-    this.#tos = this.#i32[peer + PEER_FLAGS] & PEER_FLAG_ECN ? ip.ecnOf(view, at) : 0;
     const offload = this.#i32[this.#layout.vnetIn >> 2] & 0xffff; // flags, gso_type
     if (offload >> 8 !== vnet.GSO_NONE) {
-      this.#forwardSuper(at, length, v4, offload);
+      this.#forwardSuper(at, length, offload);
       return;
     }
-    if (offload & vnet.VNET_NEEDS_CSUM && !this.#finishChecksum(at, length, v4)) return;
+    if (offload & vnet.VNET_NEEDS_CSUM && !this.#finishChecksum(at, length)) return;
     if (length > this.#mtu) {
-      this.#tooBig(at, length, v4);
+      this.#tooBig(at, length);
       return;
     }
-    this.#decrement(at, v4);
-    this.#append(at, length, 1, length);
+    layer.depart(at);
+    this.#append(at - this.#header, this.#header + length, 1, this.#header + length);
+  }
+
+  /** The packet goes to all peers of its network; what fits on which path is looked at copy by copy. */
+  #aimAtAll(packet: number, at: number, length: number): void {
+    this.#flooding = true;
+    this.#floodSender = this.#senderFor(packet, at, length);
+    this.#mtu = ANY_LENGTH;
+    this.#tos = this.#layer.version === 0 ? 0 : ip.tosOf(this.#view, packet) & (this.#dscp | ECN);
+  }
+
+  /** Which of an underlay's sockets sends a flow: its source port is what routers on the way tell flows by (RFC 7348 4.1). */
+  #senderFor(packet: number, at: number, length: number): number {
+    return ((flowHash(this.#view, this.#layer.version, packet, at, length) >>> 16) * this.#senders) >>> 16;
   }
 
   /** Datagrams of one packet, one behind the other at `at`: to the peer's message. The next packet is read behind them. */
   #append(at: number, size: number, count: number, last: number): void {
-    this.#outbox.append(this.#slot, at, size, count, last, this.#tos);
+    if (this.#flooding) this.#flood(at, size, count, last);
+    else this.#outbox.append(this.#slot, at, size, count, last, this.#tos);
     this.#at = at + (count - 1) * size + last;
   }
 
-  /** Counts what is carried but worth knowing. */
-  #note4(at: number): void {
-    if (this.#view.getUint8(at) !== 0x45) this.#f64[this.#counters + count.OUT_OPTIONS]++;
-    if (this.#view.getUint16(at + ip.IPV4_FRAGMENT) & (ip.IPV4_MF | ip.IPV4_OFFSET_MASK)) {
-      this.#f64[this.#counters + count.OUT_FRAGMENTS]++;
-    }
+  #flood(at: number, size: number, count: number, last: number): void {
+    this.#floodAt = at;
+    this.#floodSize = size;
+    this.#floodCount = count;
+    this.#floodLast = last;
+    this.#floodNext = 0;
+    this.#floodBegun = false;
+    do this.#copyToPeers();
+    while (this.#flooding && this.#send());
   }
 
-  #decrement(at: number, v4: boolean): void {
-    if (v4) ip.decrementTtl(this.#view, at);
-    else this.#view.setUint8(at + ip.IPV6_HOP_LIMIT, this.#view.getUint8(at + ip.IPV6_HOP_LIMIT) - 1);
+  /**
+   * Head-end replication (RFC 7348 4.2 by unicast): the datagrams of a flooded frame to one peer after the other, the same bytes
+   * for all. It ends early when an outbox has no room, to go on when that has been sent.
+   */
+  #copyToPeers(): void {
+    const i32 = this.#i32;
+    const list = this.#floods + this.#network * (this.#memory.options.peers + 1);
+    const peers = i32[list];
+    const datagrams = this.#floodCount;
+    for (; this.#floodNext < peers; this.#floodNext++) {
+      const ref = i32[list + 1 + this.#floodNext];
+      const peer = this.#peers + (ref & 0xffff) * (PEER_BYTES >> 2);
+      const outbox = this.#outboxes[i32[peer + PEER_UNDERLAY] * this.#senders + this.#floodSender];
+      if (outbox === undefined) continue;
+      if (outbox.room < datagrams) return;
+      if (this.#floodBegun) this.#f64[this.#counters + count.OUT_COPIES] += datagrams;
+      this.#floodBegun = true;
+      if (this.#floodSize - this.#header > i32[peer + PEER_MTU]) {
+        this.#f64[this.#counters + count.OUT_TOO_BIG] += datagrams;
+      } else {
+        outbox.append(ref & 0xffff, this.#floodAt, this.#floodSize, datagrams, this.#floodLast, this.#tos);
+      }
+    }
+    this.#flooding = false;
+    if (!this.#floodBegun) this.#f64[this.#counters + count.OUT_NO_PEER] += datagrams;
   }
 
   /** Completes the checksum that the host left to the device. False, and dropped, if the virtio header lies. */
-  #finishChecksum(at: number, length: number, v4: boolean): boolean {
+  #finishChecksum(at: number, length: number): boolean {
+    const { l2, version } = this.#layer;
     const header = this.#layout.vnetIn;
     const start = this.#view.getUint16(header + vnet.VNET_CSUM_START, true);
     const offset = this.#view.getUint16(header + vnet.VNET_CSUM_OFFSET, true);
-    const l3 = v4 ? (this.#view.getUint8(at) & 15) << 2 : ip.IPV6_HEADER;
-    if (start < l3 || start + offset + 2 > length) {
-      this.#drop(count.OUT_GSO);
+    const least =
+      version === 4 ? l2 + ((this.#view.getUint8(at + l2) & 15) << 2) : version === 6 ? l2 + ip.IPV6_HEADER : l2;
+    if (start < least || start + offset + 2 > length) {
+      this.#dropWhole(count.OUT_GSO);
       return false;
     }
     this.#kernels.finish(at, length, start, offset);
     return true;
   }
 
+  /** Drops a packet before there are datagrams of it. */
+  #dropWhole(counter: number): void {
+    this.#flooding = false;
+    this.#drop(counter);
+  }
+
   /** A super-packet: TCP (or UDP where USO is on) larger than a datagram, to be split into segments. */
-  #forwardSuper(at: number, length: number, v4: boolean, offload: number): void {
+  #forwardSuper(frame: number, frameLength: number, offload: number): void {
     const view = this.#view;
-    const header = this.#layout.vnetIn;
+    const { l2, version } = this.#layer;
+    const at = frame + l2;
+    const length = frameLength - l2;
+    const prefix = this.#header + l2;
     const kind = (offload >> 8) & ~vnet.GSO_ECN;
-    const size = view.getUint16(header + vnet.VNET_GSO_SIZE, true);
-    const l3 = transportStart(view, at, length, kind === vnet.GSO_UDP_L4 ? ip.PROTOCOL_UDP : ip.PROTOCOL_TCP);
-    const headers = this.#superHeaders(at, length, v4, offload, kind, l3);
+    const size = view.getUint16(this.#layout.vnetIn + vnet.VNET_GSO_SIZE, true);
+    const protocol = kind === vnet.GSO_UDP_L4 ? ip.PROTOCOL_UDP : ip.PROTOCOL_TCP;
+    const l3 = this.#layer.exact && version !== 0 ? transportStart(view, at, length, protocol) : -1;
+    const headers = this.#superHeaders(at, length, offload, kind, l3);
     const segments = Math.ceil((length - headers) / size);
-    if (headers === 0 || size === 0 || segments > MAX_SPLIT || length + segments * headers > ROOM) {
-      this.#drop(count.OUT_GSO);
+    if (headers === 0 || size === 0 || segments > MAX_SPLIT || length + segments * (prefix + headers) > ROOM) {
+      this.#dropWhole(count.OUT_GSO);
       return;
     }
     this.#f64[this.#counters + count.OUT_SUPER]++;
     const tcp = kind !== vnet.GSO_UDP_L4;
-    if (headers + Math.min(size, length - headers) <= this.#mtu) {
-      this.#decrement(at, v4);
+    if (l2 + headers + Math.min(size, length - headers) <= this.#mtu) {
+      this.#layer.depart(at);
       this.#split(at, length, l3, headers, size, tcp);
-    } else if (!v4 || view.getUint16(at + ip.IPV4_FRAGMENT) & ip.IPV4_DF) {
-      this.#drop(count.OUT_TOO_BIG);
-      this.#icmp.tooBig(at, length, this.#mtu);
+    } else if (version === 6 || view.getUint16(at + ip.IPV4_FRAGMENT) & ip.IPV4_DF) {
+      this.#dropWhole(count.OUT_TOO_BIG);
+      this.#icmp.tooBig(at, length, this.#mtu - l2, l2);
     } else {
       this.#splitSmaller(at, length, l3, headers, size, tcp);
     }
   }
 
   /** Bytes of all headers of a super-packet, or 0 if its virtio header does not agree with them. */
-  #superHeaders(at: number, length: number, v4: boolean, offload: number, kind: number, l3: number): number {
+  #superHeaders(at: number, length: number, offload: number, kind: number, l3: number): number {
     const view = this.#view;
+    const { l2, version } = this.#layer;
     const header = this.#layout.vnetIn;
     const tcp = kind !== vnet.GSO_UDP_L4;
-    const kindFits = kind === (v4 ? vnet.GSO_TCPV4 : vnet.GSO_TCPV6) || !tcp;
+    const kindFits = kind === (version === 4 ? vnet.GSO_TCPV4 : vnet.GSO_TCPV6) || !tcp;
     if (!kindFits || !(offload & vnet.VNET_NEEDS_CSUM) || l3 < 0) return 0;
-    if (view.getUint16(header + vnet.VNET_CSUM_START, true) !== l3) return 0;
+    if (view.getUint16(header + vnet.VNET_CSUM_START, true) !== l2 + l3) return 0;
     if (view.getUint16(header + vnet.VNET_CSUM_OFFSET, true) !== (tcp ? 16 : 6)) return 0;
-    if (v4 && view.getUint16(at + ip.IPV4_FRAGMENT) & (ip.IPV4_MF | ip.IPV4_OFFSET_MASK)) return 0;
+    if (version === 4 && view.getUint16(at + ip.IPV4_FRAGMENT) & (ip.IPV4_MF | ip.IPV4_OFFSET_MASK)) return 0;
     if (!tcp) return l3 + 8 < length ? l3 + 8 : 0;
     if (l3 + 20 > length) return 0;
     const headers = l3 + ((view.getUint8(at + l3 + 12) >> 4) << 2);
@@ -280,9 +365,10 @@ export class Outbound {
   }
 
   #split(at: number, length: number, l3: number, headers: number, size: number, tcp: boolean): void {
-    const segments = this.#kernels.split(at, length, l3, headers, size, tcp ? 1 : 0, 0);
+    const prefix = this.#header + this.#layer.l2;
+    const segments = this.#kernels.split(at, length, l3, headers, size, tcp ? 1 : 0, prefix);
     this.#f64[this.#counters + count.OUT_SEGMENTS] += segments - 1;
-    this.#append(at, headers + size, segments, length - (segments - 1) * size);
+    this.#append(at - prefix, prefix + headers + size, segments, prefix + length - (segments - 1) * size);
   }
 
   /**
@@ -290,10 +376,11 @@ export class Outbound {
    * what its sender meant; UDP datagrams keep their boundaries, so each is fragmented.
    */
   #splitSmaller(at: number, length: number, l3: number, headers: number, size: number, tcp: boolean): void {
-    const mtu = this.#mtu;
+    const mtu = this.#mtu - this.#layer.l2;
+    const prefix = this.#header + this.#layer.l2;
     const smaller = mtu - headers;
     if (tcp && smaller > 0 && Math.ceil((length - headers) / smaller) <= MAX_SPLIT) {
-      this.#decrement(at, true);
+      this.#layer.depart(at);
       this.#split(at, length, l3, headers, smaller, tcp);
       return;
     }
@@ -301,31 +388,38 @@ export class Outbound {
     const scratch = this.#layout.scratch;
     const segments = ((length - headers + size - 1) / size) | 0;
     const pieces = Math.ceil((headers + size) / Math.max(fragmentPayload(l3, mtu), 1));
-    const room = (segments * pieces + segments) * headers + length;
+    const room = (segments * pieces + segments) * (prefix + headers) + length;
     if (tcp || fragmentPayload(l3, mtu) < 8 || room > SCRATCH_HALF || segments * pieces > MAX_SPLIT) {
       this.#drop(count.OUT_TOO_BIG);
       return;
     }
-    this.#decrement(at, true);
-    this.#kernels.copy(scratch, at, length);
-    this.#kernels.split(scratch, length, l3, headers, size, 0, 0);
+    this.#layer.depart(at);
+    this.#kernels.copy(scratch, at - prefix, prefix + length);
+    this.#kernels.split(scratch + prefix, length, l3, headers, size, 0, prefix);
     this.#f64[this.#counters + count.OUT_SEGMENTS] += segments - 1;
     for (let i = 0; i < segments; i++) {
       const bytes = i === segments - 1 ? length - (segments - 1) * size : headers + size;
-      this.#kernels.copy(this.#at, scratch + i * (headers + size), bytes);
-      if (bytes > mtu) this.#fragment(this.#at, bytes, scratch + SCRATCH_HALF);
-      else this.#append(this.#at, bytes, 1, bytes);
+      this.#kernels.copy(this.#at, scratch + i * (prefix + headers + size), prefix + bytes);
+      if (bytes > mtu) this.#fragment(this.#at + prefix, bytes, scratch + SCRATCH_HALF);
+      else this.#append(this.#at, prefix + bytes, 1, prefix + bytes);
     }
   }
 
-  /** A packet larger than its peer's path: answered (DF, IPv6) or fragmented. */
-  #tooBig(at: number, length: number, v4: boolean): void {
-    const mtu = this.#mtu;
+  /** A packet larger than its peer's path: answered (DF, IPv6), fragmented, or, if it is not IP, only dropped. */
+  #tooBig(frame: number, frameLength: number): void {
+    const { l2, version, exact } = this.#layer;
+    const at = frame + l2;
+    const length = frameLength - l2;
+    const mtu = this.#mtu - l2;
+    if (version === 0 || !exact) {
+      this.#drop(count.OUT_TOO_BIG);
+      return;
+    }
     const header = (this.#view.getUint8(at) & 15) << 2;
     const fragment = this.#view.getUint16(at + ip.IPV4_FRAGMENT);
-    if (!v4 || fragment & ip.IPV4_DF || fragmentPayload(header, mtu) < 8) {
+    if (version === 6 || fragment & ip.IPV4_DF || fragmentPayload(header, mtu) < 8) {
       this.#drop(count.OUT_TOO_BIG);
-      this.#icmp.tooBig(at, length, mtu);
+      this.#icmp.tooBig(at, length, mtu, l2);
       return;
     }
     if (((fragment & ip.IPV4_OFFSET_MASK) << 3) + length - header > MAX_PACKET) {
@@ -336,16 +430,19 @@ export class Outbound {
       this.#drop(count.OUT_TOO_BIG);
       return;
     }
-    this.#decrement(at, true);
+    this.#layer.depart(at);
     this.#fragment(at, length, this.#layout.scratch);
   }
 
   #fragment(at: number, length: number, scratch: number): void {
+    const { l2 } = this.#layer;
+    const prefix = this.#header + l2;
+    const mtu = this.#mtu - l2;
     const header = (this.#view.getUint8(at) & 15) << 2;
-    const payload = fragmentPayload(header, this.#mtu);
-    const pieces = fragmentIpv4(this.#memory, this.#view, at, length, this.#mtu, scratch);
+    const payload = fragmentPayload(header, mtu);
+    const pieces = fragmentIpv4(this.#memory, this.#view, at, length, mtu, scratch, prefix);
     this.#f64[this.#counters + count.OUT_FRAGMENTED] += pieces - 1;
-    this.#append(at, header + payload, pieces, length - (pieces - 1) * payload);
+    this.#append(at - prefix, prefix + header + payload, pieces, prefix + length - (pieces - 1) * payload);
   }
 }
 

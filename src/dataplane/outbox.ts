@@ -1,5 +1,5 @@
 /**
- * The outgoing batch of one underlay: datagrams in the arena, grouped into messages for sendmmsg.
+ * The outgoing batch of one sending socket: datagrams in the arena, grouped into messages for sendmmsg.
  *
  * A message groups datagrams of one peer, size and outer TOS: the kernel cuts it again (UDP_SEGMENT), so one pass through
  * its stack carries up to 128 of them. A datagram joins its peer's open message or closes it, so order to one peer never
@@ -90,9 +90,11 @@ export class Outbox {
   #replayAt = 0;
   #replayTaken = 0;
 
+  /** `index`: its arrays in `layout.send` (`sendIndex`); `underlay`: 0 IPv4, 1 IPv6. */
   constructor(
     memory: EngineMemory,
     layout: WorkerLayout,
+    index: number,
     underlay: number,
     socket: Socket,
     shared: SharedWords,
@@ -103,17 +105,17 @@ export class Outbox {
     this.#u16 = memory.u16;
     this.#f64 = memory.f64;
     this.#peers = memory.layout.peers;
-    this.#messages = layout.send[underlay].messages;
-    this.#iovecs = layout.send[underlay].iovecs;
-    this.#controls = layout.send[underlay].controls;
-    this.#names = layout.send[underlay].names;
+    this.#messages = layout.send[index].messages;
+    this.#iovecs = layout.send[index].iovecs;
+    this.#controls = layout.send[index].controls;
+    this.#names = layout.send[index].names;
     this.#counters = layout.counters >> 3;
     this.#peerCounters = layout.peerCounters >> 3;
     this.#socket = socket;
     this.#shared = shared;
     this.#maxSegments = maxSegments;
     this.#open = new Int32Array(memory.options.peers).fill(-1);
-    initSendArrays(memory, layout, underlay);
+    initSendArrays(memory, layout, index, underlay);
   }
 
   /** Messages that may still be opened. */

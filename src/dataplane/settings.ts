@@ -3,6 +3,20 @@ import type { SharedMemory } from '../io/memory.js';
 
 export type SourceCheck = 'peer' | 'strict' | 'off';
 
+/** What makes an engine a switch (layer 2). */
+export interface SwitchSettings {
+  /** By network: VXLAN network identifier, and the device's MTU in bytes. */
+  readonly networks: readonly { readonly vni: number; readonly mtu: number }[];
+  /** Milliseconds without traffic after which what was learned is forgotten. */
+  readonly age: number;
+  /** Most MACs learned from one peer. */
+  readonly macsPerPeer: number;
+  /** Frames to a MAC that nobody knows: to all peers, or to none. */
+  readonly floodUnknown: boolean;
+  /** Most frames flooded in a second, per network; 0: no limit. */
+  readonly stormLimit: number;
+}
+
 export interface EngineSettings {
   /** `peer`: underlay sender must be a peer. `strict`: and own the inner source. `off`: anyone, as flannel does. */
   readonly sourceCheck: SourceCheck;
@@ -10,6 +24,10 @@ export interface EngineSettings {
   readonly offloads: number;
   /** Most datagrams one message may hold. */
   readonly maxSegments: number;
+  /** Copy the inner DSCP to the outer header; default not. */
+  readonly inheritDscp?: boolean;
+  /** Layer 2; undefined: layer 3, for which the three below are. */
+  readonly l2?: SwitchSettings | undefined;
   /** The device's MTU in bytes. */
   readonly mtu: number;
   /** The device's own addresses, network byte order: the sources of ICMP errors. */
@@ -22,9 +40,12 @@ export interface WorkerData {
   readonly shared: SharedMemory;
   /** 0-based index of this worker. */
   readonly worker: number;
-  readonly deviceFd: number;
-  /** By family: IPv4 first, IPv6 second; -1 where there is none. */
+  /** By network; layer 3 has one. */
+  readonly deviceFds: readonly number[];
+  /** By family: IPv4 first, IPv6 second; -1 where there is none. They receive, and send where there are no senders. */
   readonly socketFds: readonly [number, number];
+  /** By family: sockets that only send, one a source port; empty: the one that receives. */
+  readonly senderFds: readonly [readonly number[], readonly number[]];
   /** An eventfd that ends this worker's poll. */
   readonly wakeFd: number;
   readonly settings: EngineSettings;

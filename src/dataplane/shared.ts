@@ -20,6 +20,8 @@ const MTU_EVENTS = 3;
 const GATED = 4;
 /** Milliseconds of CLOCK_MONOTONIC, wrapped to 32 bits. */
 const GATE_UNTIL = 5;
+/** By table version: 1 while it has static MACs or neighbours. */
+const STATICS = 6;
 const EPOCHS = 16;
 const RUNNING = 32;
 
@@ -64,6 +66,16 @@ export class SharedWords {
     return epochs.every(
       (epoch, i) => Atomics.load(this.#words, RUNNING + i) === 0 || Atomics.load(this.#words, EPOCHS + i) !== epoch,
     );
+  }
+
+  /** Control: whether `version` has static MACs or neighbours; to be said before the flip. */
+  setStatics(version: number, has: boolean): void {
+    Atomics.store(this.#words, STATICS + version, has ? 1 : 0);
+  }
+
+  /** Worker: whether there is anything static to look up. */
+  hasStatics(version: number): boolean {
+    return this.#words[STATICS + version] !== 0;
   }
 
   stop(): void {

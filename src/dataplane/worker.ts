@@ -8,11 +8,12 @@
  */
 import { workerData } from 'node:worker_threads';
 import { CheckedDevice, CheckedSocket } from '../io/checked.js';
-import { EngineMemory } from '../io/memory.js';
+import type { Socket } from '../io/device.js';
+import { EngineMemory, sendIndex } from '../io/memory.js';
 import { addressOf, clockMonotonic, POLLERR, POLLIN, POLLOUT, poll, readv, schedYield } from '../io/syscalls.js';
 import { TunDevice } from '../io/tun-device.js';
 import { UdpSocketIo } from '../io/udp-socket.js';
-import { Engine, READY_DEVICE, READY_SOCKETS } from './engine.js';
+import { Engine, READY_SOCKETS, readyDevice } from './engine.js';
 import type { WorkerData } from './settings.js';
 import { SharedWords } from './shared.js';
 
@@ -34,16 +35,18 @@ class Loop {
   readonly #wakeIov: number;
   readonly #wakePointer: number;
   readonly #fds: number;
-  /** READY_* bit of each polled descriptor. */
+  /** READY_* bit of each polled descriptor, and the bit that `blocked` has for it while it cannot be written. */
   readonly #ready: Int32Array;
+  readonly #writes: Int32Array;
   readonly #pollPointer: number;
   /** Indices of the first descriptor's events and revents in the u16 view; each further one is 4 on. */
   readonly #events: number;
   readonly #returned: number;
-  readonly #deviceFd: number;
-  readonly #deviceWord: number;
+  readonly #deviceFds: readonly number[];
+  readonly #firstDevice: number;
   readonly #clockPointer: number;
   readonly #clock: number;
+  #blocked = 0;
   #spinning = false;
   #lastBusy = 0;
   /** Descriptors that poll looks at: all of them, or, while the gate is shut, only the first, by which control wakes us. */
@@ -61,24 +64,33 @@ class Loop {
     // The push iovec: every push writes it anew.
     this.#wakeIov = layout.pushIov;
     this.#wakePointer = memory.pointer(layout.pushIov);
+    const sending = (fd: number, underlay: number, i: number, ready: number) => ({
+      fd,
+      ready,
+      writes: 1 << sendIndex(memory.options, underlay, i),
+    });
     const fds = [
-      { fd: data.wakeFd, ready: 0 },
-      { fd: data.deviceFd, ready: READY_DEVICE },
-      ...data.socketFds.map((fd, i) => ({ fd, ready: READY_SOCKETS[i] })).filter(({ fd }) => fd >= 0),
-    ];
+      { fd: data.wakeFd, ready: 0, writes: 0 },
+      ...data.deviceFds.map((fd, network) => ({ fd, ready: readyDevice(network), writes: 0 })),
+      // A socket that only sends is looked at only while it is full: what anyone sends to it is nobody's concern.
+      ...data.senderFds.flatMap((list, underlay) => list.map((fd, i) => sending(fd, underlay, i, 0))),
+      ...data.socketFds.map((fd, i) =>
+        data.senderFds[i].length > 0 ? { fd, ready: READY_SOCKETS[i], writes: 0 } : sending(fd, i, 0, READY_SOCKETS[i]),
+      ),
+    ].filter(({ fd }) => fd >= 0);
     this.#fds = fds.length;
     this.#polled = fds.length;
     this.#ready = Int32Array.from(fds, ({ ready }) => ready);
-    fds.forEach(({ fd }, i) => {
-      this.#i32[(layout.pollfds + i * SIZEOF_POLLFD) >> 2] = fd;
-    });
+    this.#writes = Int32Array.from(fds, ({ writes }) => writes);
     this.#pollPointer = memory.pointer(layout.pollfds);
     this.#events = (layout.pollfds + 4) >> 1;
     this.#returned = (layout.pollfds + 6) >> 1;
-    this.#u16[this.#events] = POLLIN;
-    this.#u16[this.#events + 4] = POLLIN;
-    this.#deviceFd = data.deviceFd;
-    this.#deviceWord = (layout.pollfds + SIZEOF_POLLFD) >> 2;
+    fds.forEach(({ fd, ready }, i) => {
+      this.#i32[(layout.pollfds + i * SIZEOF_POLLFD) >> 2] = fd;
+      this.#u16[this.#events + i * 4] = i === 0 || ready !== 0 ? POLLIN : 0;
+    });
+    this.#deviceFds = data.deviceFds;
+    this.#firstDevice = (layout.pollfds + SIZEOF_POLLFD) >> 2;
     this.#clockPointer = memory.pointer(layout.timespec);
     this.#clock = layout.timespec >> 2;
   }
@@ -86,11 +98,7 @@ class Loop {
   /** Waits as long as it should, then takes one turn. */
   step(): void {
     const { blocked } = this.#engine;
-    const u16 = this.#u16;
-    // While a socket is full poll must not look at the device, not even for errors: a descriptor of -1 is passed over.
-    this.#i32[this.#deviceWord] = blocked === 0 ? this.#deviceFd : -1;
-    for (let i = 2; i < this.#fds; i++)
-      u16[this.#events + i * 4] = blocked & this.#ready[i] ? POLLIN | POLLOUT : POLLIN;
+    if (blocked !== this.#blocked) this.#block(blocked);
     const found = poll(this.#pollPointer, this.#polled, this.#spinning ? 0 : POLL_MILLISECONDS);
     clockMonotonic(this.#clockPointer);
     // Both wrap; only differences are used.
@@ -118,12 +126,30 @@ class Loop {
     }
   }
 
+  /** What poll looks for while the sockets in `blocked` are full. */
+  #block(blocked: number): void {
+    this.#blocked = blocked;
+    // It must not look at the devices then, not even for errors: a descriptor of -1 is passed over.
+    for (let i = 0; i < this.#deviceFds.length; i++) {
+      this.#i32[this.#firstDevice + i * (SIZEOF_POLLFD >> 2)] = blocked === 0 ? this.#deviceFds[i] : -1;
+    }
+    for (let i = 1 + this.#deviceFds.length; i < this.#fds; i++) {
+      const reads = this.#ready[i] === 0 ? 0 : POLLIN;
+      this.#u16[this.#events + i * 4] = blocked & this.#writes[i] ? reads | POLLOUT : reads;
+    }
+  }
+
   /** The gate is shut: packets stay in the kernel's queues, and only control's wake-ups are looked for. */
   #wait(): void {
     this.#polled = 1;
     this.#spinning = false;
     this.#clearWake();
     this.#engine.pause();
+  }
+
+  #deviceFailed(): boolean {
+    for (let i = 1; i <= this.#deviceFds.length; i++) if (this.#u16[this.#returned + i * 4] & POLLERR) return true;
+    return false;
   }
 
   #clearWake(): void {
@@ -138,7 +164,7 @@ class Loop {
     let ready = 0;
     for (let i = 1; i < this.#fds; i++) if (u16[this.#returned + i * 4] !== 0) ready |= this.#ready[i];
     const bytes = this.#engine.turn(now, ready);
-    if (u16[this.#returned + 4] & POLLERR && this.#engine.deviceLost) throw new Error('DEVICE_LOST');
+    if (this.#engine.deviceLost && this.#deviceFailed()) throw new Error('DEVICE_LOST');
     return bytes;
   }
 }
@@ -148,14 +174,19 @@ function main(data: WorkerData): void {
   const layout = memory.layout.workers[data.worker];
   const shared = new SharedWords(memory);
   const checked = process.env.WEFT_CHECK_ADDRESSES === '1';
-  const tun = new TunDevice(memory, layout, data.deviceFd);
-  const device = checked ? new CheckedDevice(tun, layout) : tun;
-  const sockets = data.socketFds.map((fd, i) => {
-    if (fd < 0) return undefined;
-    const socket = new UdpSocketIo(memory, layout, fd, i);
-    return checked ? new CheckedSocket(socket, memory, layout, i) : socket;
+  const devices = data.deviceFds.map((fd) => {
+    const tun = new TunDevice(memory, layout, fd);
+    return checked ? new CheckedDevice(tun, layout) : tun;
   });
-  const loop = new Loop(data, memory, shared, new Engine(memory, data.worker, device, sockets, data.settings));
+  const socket = (fd: number, underlay: number, sender: number): Socket => {
+    const index = sendIndex(memory.options, underlay, sender);
+    const udp = new UdpSocketIo(memory, layout, fd, index);
+    return checked ? new CheckedSocket(udp, memory, layout, index) : udp;
+  };
+  const sockets = data.socketFds.map((fd, i) => (fd < 0 ? undefined : socket(fd, i, 0)));
+  const senders = data.senderFds.map((fds, underlay) => fds.map((fd, i) => socket(fd, underlay, i)));
+  const engine = new Engine(memory, data.worker, { devices, sockets, senders }, data.settings);
+  const loop = new Loop(data, memory, shared, engine);
   shared.setRunning(data.worker, true);
   while (!shared.stopping()) loop.step();
   shared.setRunning(data.worker, false);

@@ -7,7 +7,7 @@ import type { Device, Socket } from './device.js';
 import {
   ARENA_BYTES,
   type EngineMemory,
-  MAX_PACKET,
+  MAX_FRAME,
   SEND_CONTROL,
   SEND_MESSAGES,
   SEND_PIECES,
@@ -35,7 +35,7 @@ export class CheckedDevice implements Device {
   }
 
   pull(at: number): number {
-    within('device read', at, MAX_PACKET + 1, this.#layout.arena, this.#layout.arena + ARENA_BYTES);
+    within('device read', at, MAX_FRAME, this.#layout.arena, this.#layout.arena + ARENA_BYTES);
     return this.#device.pull(at);
   }
 
@@ -52,13 +52,14 @@ export class CheckedSocket implements Socket {
   readonly #socket: Socket;
   readonly #memory: EngineMemory;
   readonly #layout: WorkerLayout;
-  readonly #underlay: number;
+  readonly #index: number;
 
-  constructor(socket: Socket, memory: EngineMemory, layout: WorkerLayout, underlay: number) {
+  /** `index`: whose arrays in `layout.send` it sends from. */
+  constructor(socket: Socket, memory: EngineMemory, layout: WorkerLayout, index: number) {
     this.#socket = socket;
     this.#memory = memory;
     this.#layout = layout;
-    this.#underlay = underlay;
+    this.#index = index;
   }
 
   pull(): number {
@@ -74,7 +75,7 @@ export class CheckedSocket implements Socket {
   #check(m: number): void {
     const memory = this.#memory;
     const { i32 } = memory;
-    const { messages, iovecs, controls, names } = this.#layout.send[this.#underlay];
+    const { messages, iovecs, controls, names } = this.#layout.send[this.#index];
     const message = messages + m * SIZEOF_MMSGHDR;
     const namesEnd = names + SEND_MESSAGES * SIZEOF_SOCKADDR;
     within('name', memory.readPointer(message + MSG_NAME), i32[(message + MSG_NAMELEN) >> 2], names, namesEnd);

@@ -5,10 +5,10 @@
  * Nothing here allocates, blocks or throws. Results below 0 are -errno.
  */
 
-/** The host's end: whole IP packets, each behind a virtio_net_hdr of 10 bytes. */
+/** The host's end: whole IP packets (layer 2: Ethernet frames), each behind a virtio_net_hdr of 10 bytes. */
 export interface Device {
   /**
-   * Reads one packet to byte `at`, where MAX_PACKET + 1 bytes must be free, and its virtio header to `layout.vnetIn`.
+   * Reads one packet to byte `at`, where MAX_FRAME bytes must be free, and its virtio header to `layout.vnetIn`.
    * Returns the packet's length, or -errno (-EAGAIN: none waits).
    */
   pull(at: number): number;

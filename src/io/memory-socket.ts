@@ -26,8 +26,6 @@ export interface IncomingMessage {
   readonly segment?: number;
   /** Outer TOS or traffic class. */
   readonly tos?: number;
-  /** SO_RXQ_OVFL. */
-  readonly overflow?: number;
 }
 
 /** A datagram as it leaves. */
@@ -70,10 +68,17 @@ export class MemorySocket implements Socket {
   /** Errno to refuse the next message with, once; 0: none. */
   failOnce = 0;
 
-  constructor(memory: EngineMemory, layout: WorkerLayout, underlay: number, options: MemorySocketOptions = {}) {
+  /** `index`: whose arrays in `layout.send` it sends from (`sendIndex`). */
+  constructor(
+    memory: EngineMemory,
+    layout: WorkerLayout,
+    index: number,
+    options: MemorySocketOptions = {},
+    underlay = index,
+  ) {
     this.#memory = memory;
     this.#layout = layout;
-    this.#messages = layout.send[underlay].messages;
+    this.#messages = layout.send[index].messages;
     this.#v4 = underlay === 0;
     this.#options = options;
   }
@@ -115,9 +120,6 @@ export class MemorySocket implements Socket {
 
     const control = this.#memory.readPointer(message + MSG_CONTROL);
     let used = 0;
-    if (incoming.overflow !== undefined) {
-      used = this.#putControl(control, used, sys.SOL_SOCKET, sys.SO_RXQ_OVFL, 4, incoming.overflow);
-    }
     if (incoming.tos !== undefined) {
       used = this.#v4
         ? this.#putControl(control, used, sys.SOL_IP, sys.IP_TOS, 1, incoming.tos)

@@ -19,12 +19,30 @@ export interface MemoryOptions {
   readonly routeNodes: number;
   /** Networks (VNIs); layer 3 has one. */
   readonly networks: number;
+  /** Most MACs that each worker learns; default 0, layer 3. */
+  readonly macs?: number;
+  /** Most neighbours (IP addresses) that each worker learns; default 0. */
+  readonly neighbours?: number;
+  /** Most MACs, and most neighbours, that the registry may name; default 0. */
+  readonly statics?: number;
+  /** Sockets per underlay that send; default 1, the one that receives. */
+  readonly senders?: number;
 }
 
 /** Most peers of a node. There are twice as many slots, so that every peer can be replaced in one change. */
 export const MAX_PEERS = 16384;
 
-export const DEFAULT_MEMORY: MemoryOptions = { workers: 1, peers: 2 * MAX_PEERS, routeNodes: 1 << 19, networks: 1 };
+/** Most networks of a daemon: each has a device that every worker polls. */
+export const MAX_NETWORKS = 16;
+/** Most sockets per underlay that send (`--source-ports`). */
+export const MAX_SENDERS = 8;
+
+export const DEFAULT_MEMORY: MemoryOptions = {
+  workers: 1,
+  peers: 2 * MAX_PEERS,
+  routeNodes: 1 << 19,
+  networks: 1,
+};
 
 /** Most messages one sendmmsg batch may hold, per underlay. */
 export const SEND_MESSAGES = 2048;
@@ -42,6 +60,8 @@ export const MERGE_SLOTS = 64;
 export const MERGE_WORDS = 16;
 /** Longest IP packet. */
 export const MAX_PACKET = 65535;
+/** Longest frame: an Ethernet header with two VLAN tags, and the longest IP packet; rounded up. */
+export const MAX_FRAME = 65600;
 /** Outgoing packets of one batch, in place: 32 super-packets and their extra headers. */
 export const ARENA_BYTES = 3 << 20;
 /** Control bytes of one outgoing message: UDP_SEGMENT (24) and TOS (24). */
@@ -72,7 +92,7 @@ export interface WorkerLayout {
   /** One iovec for writev to the device. */
   readonly pushIov: number;
   readonly arena: number;
-  /** Per underlay: mmsghdr, iovec, control and sockaddr arrays of the outgoing batch. */
+  /** Per sending socket (`sendIndex`): mmsghdr, iovec, control and sockaddr arrays of the outgoing batch. */
   readonly send: readonly {
     readonly messages: number;
     readonly iovecs: number;
@@ -97,10 +117,14 @@ export interface WorkerLayout {
   readonly scratch: number;
   readonly pollfds: number;
   readonly timespec: number;
-  /** Last value of each socket's drop counter (SO_RXQ_OVFL), by underlay; outlives the worker. */
-  readonly overflow: number;
   /** Results of kernels that return more than one value. */
   readonly kernelOut: number;
+  /** Learned MACs: `macSlots` entries of MAC_BYTES. */
+  readonly macs: number;
+  /** Learned neighbours: `neighbourSlots` entries of NEIGHBOUR_BYTES. */
+  readonly neighbours: number;
+  /** By receiving worker: the ring in which this one tells it what it has learned; RING_BYTES each. */
+  readonly rings: readonly number[];
 }
 
 /** One version of the tables. */
@@ -112,6 +136,11 @@ export interface TableLayout {
   readonly nodes: number;
   /** Open-addressed hash of underlay addresses. */
   readonly addresses: number;
+  /** Open-addressed hashes of what the registry says: `staticSlots` entries of MAC_BYTES and of NEIGHBOUR_BYTES. */
+  readonly staticMacs: number;
+  readonly staticNeighbours: number;
+  /** Whom a network's frames are flooded to: per network `peers` + 1 words, a count and then references. */
+  readonly floods: number;
 }
 
 export interface Layout {
@@ -120,6 +149,12 @@ export interface Layout {
   readonly peers: number;
   readonly tables: readonly [TableLayout, TableLayout];
   readonly addressSlots: number;
+  /** Slots of the hashes, powers of two; 0 in layer 3. */
+  readonly macSlots: number;
+  readonly neighbourSlots: number;
+  readonly staticSlots: number;
+  /** NETWORK_BYTES for each network; see dataplane/networks.ts. */
+  readonly networks: number;
   readonly workers: readonly WorkerLayout[];
   readonly guards: readonly number[];
   readonly bytes: number;
@@ -133,8 +168,23 @@ export const PEER_BYTES = 128;
 export const PEER_COUNTERS = 4;
 /** Bytes of one entry of the underlay address hash. */
 export const ADDRESS_BYTES = 32;
+/** Bytes of one entry of a MAC table; see dataplane/macs.ts. */
+export const MAC_BYTES = 32;
+/** Bytes of one entry of a neighbour table; see dataplane/neighbours.ts. */
+export const NEIGHBOUR_BYTES = 64;
+/** Bytes of a ring between two workers; see dataplane/rings.ts. */
+export const RING_BYTES = 64 + 1024 * 64;
+/** Bytes that control tells workers of one network. */
+export const NETWORK_BYTES = 64;
 const SCRATCH_BYTES = 2 * SCRATCH_HALF;
 const UNDERLAYS = 2;
+
+/** Where the arrays of an underlay's `sender`th socket are in `WorkerLayout.send`. */
+export const sendIndex = ({ senders = 1 }: MemoryOptions, underlay: number, sender: number): number =>
+  underlay * senders + sender;
+
+/** Slots of an open-addressed hash for `most` entries, at most half full. */
+const slotsFor = (most: number): number => (most === 0 ? 0 : 1 << Math.ceil(Math.log2(most * 2)));
 
 export function layoutFor(options: MemoryOptions): Layout {
   let next = 1024; // nothing lives at the first addresses, so a zero offset is always a bug
@@ -147,18 +197,26 @@ export function layoutFor(options: MemoryOptions): Layout {
     return at;
   };
   const addressSlots = 1 << Math.ceil(Math.log2(options.peers * 4));
+  const { macs = 0, neighbours = 0, statics = 0, senders = 1 } = options;
+  const macSlots = slotsFor(macs);
+  const neighbourSlots = slotsFor(neighbours);
+  const staticSlots = slotsFor(statics);
   const words = take(SHARED_WORDS * 4);
+  const networks = take(options.networks * NETWORK_BYTES);
   const peers = take(options.peers * PEER_BYTES);
   const table = (): TableLayout => ({
     roots4: take(options.networks * 65536 * 4),
     roots6: take(options.networks * 65536 * 4),
     nodes: take(options.routeNodes * 64),
     addresses: take(addressSlots * ADDRESS_BYTES),
+    staticMacs: take(staticSlots * MAC_BYTES),
+    staticNeighbours: take(staticSlots * NEIGHBOUR_BYTES),
+    floods: take(options.networks * (options.peers + 1) * 4),
   });
   const tables: [TableLayout, TableLayout] = [table(), table()];
   const workers = Array.from({ length: options.workers }, (): WorkerLayout => {
     const receiveStride = RECEIVE_ROOM + HEADROOM + GUARD_BYTES;
-    const mergeStride = MAX_PACKET + 1 + HEADROOM + GUARD_BYTES;
+    const mergeStride = MAX_FRAME + HEADROOM + GUARD_BYTES;
     const strided = (count: number, stride: number): number => {
       const at = take(count * stride - GUARD_BYTES - HEADROOM, HEADROOM);
       for (let i = 1; i < count; i++) guards.push(at + i * stride - HEADROOM - GUARD_BYTES);
@@ -171,7 +229,7 @@ export function layoutFor(options: MemoryOptions): Layout {
       pullIov: take(2 * SIZEOF_IOVEC),
       pushIov: take(SIZEOF_IOVEC),
       arena: take(ARENA_BYTES, HEADROOM),
-      send: Array.from({ length: UNDERLAYS }, () => ({
+      send: Array.from({ length: UNDERLAYS * senders }, () => ({
         messages: take(SEND_MESSAGES * SIZEOF_MMSGHDR),
         iovecs: take(SEND_MESSAGES * SEND_PIECES * SIZEOF_IOVEC),
         controls: take(SEND_MESSAGES * SEND_CONTROL),
@@ -189,13 +247,27 @@ export function layoutFor(options: MemoryOptions): Layout {
       mergeBuffers: strided(MERGE_SLOTS, mergeStride),
       mergeStride,
       scratch: take(SCRATCH_BYTES, HEADROOM),
-      pollfds: take(64),
+      pollfds: take(8 * (1 + MAX_NETWORKS + UNDERLAYS * (1 + MAX_SENDERS))),
       timespec: take(16),
-      overflow: take(8),
       kernelOut: take(64),
+      macs: take(macSlots * MAC_BYTES),
+      neighbours: take(neighbourSlots * NEIGHBOUR_BYTES),
+      rings: Array.from({ length: options.workers }, () => take(options.workers > 1 ? RING_BYTES : 0)),
     };
   });
-  return { words, peers, tables, addressSlots, workers, guards, bytes: next };
+  return {
+    words,
+    peers,
+    tables,
+    addressSlots,
+    macSlots,
+    neighbourSlots,
+    staticSlots,
+    networks,
+    workers,
+    guards,
+    bytes: next,
+  };
 }
 
 /** What a worker thread needs to see the same memory. */

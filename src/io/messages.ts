@@ -34,9 +34,9 @@ export const SEGMENT_DATA = 16;
 export const SEGMENT_SPACE = 24;
 export const TOS_DATA = SEGMENT_SPACE + 16;
 
-/** Lays out one underlay's outgoing arrays: pointers to names and iovecs, and both control messages of every message. */
-export function initSendArrays(memory: EngineMemory, layout: WorkerLayout, underlay: number): void {
-  const { messages, iovecs, controls, names } = layout.send[underlay];
+/** Lays out the outgoing arrays of `layout.send[index]`: pointers to names and iovecs, and both control messages of each. */
+export function initSendArrays(memory: EngineMemory, layout: WorkerLayout, index: number, underlay: number): void {
+  const { messages, iovecs, controls, names } = layout.send[index];
   const { i32 } = memory;
   for (let m = 0; m < SEND_MESSAGES; m++) {
     const message = messages + m * SIZEOF_MMSGHDR;

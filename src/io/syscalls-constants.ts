@@ -8,25 +8,30 @@ export const SOCK_DGRAM_NONBLOCK_CLOEXEC = 2 | 0o4000 | 0o2000000;
 
 export const SOL_SOCKET = 1;
 export const SO_REUSEPORT = 15;
+export const SO_NO_CHECK = 11;
 export const SO_SNDBUFFORCE = 32;
 export const SO_RCVBUFFORCE = 33;
 export const SO_SNDBUF = 7;
 export const SO_RCVBUF = 8;
-export const SO_RXQ_OVFL = 40;
+export const SO_MEMINFO = 55;
 
 export const SOL_IP = 0;
 export const IP_TOS = 1;
 export const IP_MTU_DISCOVER = 10;
 export const IP_RECVTOS = 13;
+export const IP_PMTUDISC_DONT = 0;
 export const IP_PMTUDISC_DO = 2;
 
 export const SOL_IPV6 = 41;
 export const IPV6_MTU_DISCOVER = 23;
+export const IPV6_PMTUDISC_DONT = 0;
+export const IPV6_PMTUDISC_DO = 2;
 export const IPV6_V6ONLY = 26;
 export const IPV6_RECVTCLASS = 66;
 export const IPV6_TCLASS = 67;
 
 export const SOL_UDP = 17;
+export const UDP_NO_CHECK6_TX = 101;
 export const UDP_NO_CHECK6_RX = 102;
 export const UDP_SEGMENT = 103;
 export const UDP_GRO = 104;

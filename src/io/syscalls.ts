@@ -80,6 +80,9 @@ export function getsockopt(fd: number, level: number, name: number): number {
   const result = orErrno(c.getsockopt(fd, level, name, new Uint8Array(value.buffer), length));
   return result < 0 ? result : value[0];
 }
+/** getsockopt(2) of a structure, written to `value`: 0, or -errno. */
+export const getsockoptBytes = (fd: number, level: number, name: number, value: Uint8Array): number =>
+  orErrno(c.getsockopt(fd, level, name, value, new Uint8Array(Uint32Array.of(value.length).buffer)));
 /** ioctl(2) whose argument is a structure, read and written in place. */
 export const ioctl = (fd: number, request: number, argument: Uint8Array): number =>
   orErrno(c.ioctl(fd, request, argument));

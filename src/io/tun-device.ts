@@ -1,6 +1,6 @@
-/** A TUN queue as a Device: one packet a system call; readv keeps the virtio header away from the packet's neighbours. */
+/** A queue of a TUN or TAP as a Device: one packet a system call; readv keeps the virtio header away from the packet's neighbours. */
 import type { Device } from './device.js';
-import { type EngineMemory, MAX_PACKET, SIZEOF_IOVEC, VNET_HEADER, type WorkerLayout } from './memory.js';
+import { type EngineMemory, MAX_FRAME, SIZEOF_IOVEC, VNET_HEADER, type WorkerLayout } from './memory.js';
 import { readv, writev } from './syscalls.js';
 
 export class TunDevice implements Device {
@@ -19,7 +19,7 @@ export class TunDevice implements Device {
     this.#pullIovPointer = memory.pointer(layout.pullIov);
     this.#pushIovPointer = memory.pointer(layout.pushIov);
     memory.writeIovec(layout.pullIov, layout.vnetIn, VNET_HEADER);
-    memory.writeIovec(layout.pullIov + SIZEOF_IOVEC, 0, MAX_PACKET + 1);
+    memory.writeIovec(layout.pullIov + SIZEOF_IOVEC, 0, MAX_FRAME);
   }
 
   pull(at: number): number {

@@ -1,5 +1,6 @@
 /**
- * TUN: the host's end of the overlay, opened by main, read and written by a worker.
+ * TUN (layer 3, IP packets) and TAP (layer 2, Ethernet frames): the host's end of the overlay, opened by main, read and
+ * written by a worker.
  *
  * Every packet crosses it behind a 10-byte virtio_net_hdr (IFF_VNET_HDR), whether or not an offload is on, so that there is
  * one path. IFF_MULTI_QUEUE lets several workers, or a successor, attach. Sources: Documentation/networking/tuntap.rst,
@@ -11,11 +12,13 @@ import { SetupError } from './setup-error.js';
 import { errnoText, ioctl, ioctlValue } from './syscalls.js';
 
 const TUNSETIFF = 0x400454ca;
+const TUNGETIFF = 0x800454d2;
 const TUNSETPERSIST = 0x400454cb;
 const TUNSETOFFLOAD = 0x400454d0;
 const TUNSETVNETHDRSZ = 0x400454d8;
 
 const IFF_TUN = 0x0001;
+const IFF_TAP = 0x0002;
 const IFF_MULTI_QUEUE = 0x0100;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
@@ -27,12 +30,16 @@ const TUN_F_USO4 = 0x20;
 const TUN_F_USO6 = 0x40;
 
 const IFNAMSIZ = 16;
+const SIZEOF_IFREQ = 40;
+const EBADFD = -77;
 const EBUSY = -16;
 const EINVAL = -22;
 const EPERM = -1;
 
 export interface TunOptions {
   readonly name: string;
+  /** What crosses it: IP packets, or Ethernet frames. */
+  readonly kind: 'tun' | 'tap';
   /** One descriptor a worker. */
   readonly queues: number;
   /** Wanted offloads (io/offloads.ts). */
@@ -44,24 +51,27 @@ export interface Tun {
   readonly fds: readonly number[];
   /** Those of the wanted offloads that this kernel has. */
   readonly offloads: number;
+  /** True when the device has been deleted: its descriptors are of no use any more. */
+  lost(): boolean;
   /** Whether the device stays when its last descriptor is closed. */
   persist(keep: boolean): void;
   close(): void;
 }
 
 /**
- * Opens a TUN, making it if it does not exist. Throws a SetupError: no /dev/net/tun, no CAP_NET_ADMIN, or a device of
+ * Opens a TUN or TAP, making it if it does not exist. Throws a SetupError: no /dev/net/tun, no CAP_NET_ADMIN, or a device of
  * that name that is something else.
  */
 export function openTun(options: TunOptions): Tun {
   const fds: number[] = [];
   try {
-    for (let i = 0; i < options.queues; i++) fds.push(attach(options.name));
+    for (let i = 0; i < options.queues; i++) fds.push(attach(options));
     const offloads = Math.min(...fds.map((fd) => setOffloads(fd, options.offloads)));
     return {
       name: options.name,
       fds,
       offloads,
+      lost: () => ioctl(fds[0], TUNGETIFF, new Uint8Array(SIZEOF_IFREQ)) === EBADFD,
       persist: (keep) => void ioctlValue(fds[0], TUNSETPERSIST, keep ? 1 : 0),
       close: () => {
         for (const fd of fds) closeSync(fd);
@@ -88,11 +98,12 @@ function openClone(): number {
   }
 }
 
-function attach(name: string): number {
+function attach({ name, kind }: TunOptions): number {
   const fd = openClone();
-  const request = new Uint8Array(40); // struct ifreq
+  const request = new Uint8Array(SIZEOF_IFREQ); // struct ifreq
   request.set(new TextEncoder().encode(name).subarray(0, IFNAMSIZ - 1));
-  new DataView(request.buffer).setUint16(IFNAMSIZ, IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE, true);
+  const flags = (kind === 'tap' ? IFF_TAP : IFF_TUN) | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE;
+  new DataView(request.buffer).setUint16(IFNAMSIZ, flags, true);
   const result = ioctl(fd, TUNSETIFF, request);
   if (result >= 0) {
     ioctl(fd, TUNSETVNETHDRSZ, new Uint8Array(Int32Array.of(10).buffer));

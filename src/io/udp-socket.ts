@@ -11,12 +11,13 @@ export class UdpSocketIo implements Socket {
   readonly #receivePointer: number;
   readonly #sendPointer: number;
 
-  constructor(memory: EngineMemory, layout: WorkerLayout, fd: number, underlay: number) {
+  /** `index`: whose arrays in `layout.send` it sends from. */
+  constructor(memory: EngineMemory, layout: WorkerLayout, fd: number, index: number) {
     this.#i32 = memory.i32;
     this.#fd = fd;
     this.#receive = layout.receive.messages >> 2;
     this.#receivePointer = memory.pointer(layout.receive.messages);
-    this.#sendPointer = memory.pointer(layout.send[underlay].messages);
+    this.#sendPointer = memory.pointer(layout.send[index].messages);
   }
 
   pull(): number {

@@ -321,7 +321,6 @@ function randomMessage(
   const outer = {
     name: choose.of(names),
     ...(choose.once(2) ? { tos: choose.once(2) ? choose.below(4) : choose.below(256) } : {}),
-    ...(choose.once(10) ? { overflow: choose.edge(32) } : {}),
   };
   const kind = choose.below(20);
   if (kind < 8) {

@@ -123,10 +123,11 @@ async function setUp(t: Test): Promise<Stage> {
   dataplane.tables.setRoute(0, prefix('10.5.2.0/24'), ref);
   await dataplane.tables.commit();
   await dataplane.start({
-    deviceFds: [device],
+    deviceFds: [[device]],
     socketFds: [[socket.fd, -1]],
+    senderFds: [[[], []]],
     settings: { sourceCheck: 'peer', offloads: 0, maxSegments: 1, mtu: 1472, address4: undefined, address6: undefined },
-    reopenDevice: async () => [device],
+    reopenDevices: async () => [[device]],
   });
   return {
     dataplane,

@@ -507,24 +507,6 @@ t.test('packets above the MTU are carried, and counted one by one', async (t) =>
   }
 });
 
-t.test("the kernel's drop counter: what it grew by, across its wrap, for each socket", async (t) => {
-  const rig = await makeRig({ peers: [{}, { address: 'fd99::2' }] });
-  const bytes = packet(v4(), udp());
-  const give = (overflow: number, peer = 0): void => void rig.in([{ name: rig.name(peer), bytes, overflow }], peer);
-  give(5);
-  t.equal(rig.counter('inbound.socket_overflow'), 5);
-  give(5);
-  give(7);
-  t.equal(rig.counter('inbound.socket_overflow'), 7);
-  give(3, 1);
-  t.equal(rig.counter('inbound.socket_overflow'), 10);
-  give(0xfffffff0);
-  const before = rig.counter('inbound.socket_overflow');
-  give(4);
-  t.equal(rig.counter('inbound.socket_overflow') - before, 20);
-  rig.audit();
-});
-
 t.test('control messages of other kinds are passed over, wherever they stand', async (t) => {
   const [SOL_SOCKET, SOL_IP, SOL_UDP, SOL_IPV6] = [1, 0, 17, 41];
   const strange: readonly (readonly [level: number, type: number, length: number])[] = [
@@ -558,10 +540,9 @@ t.test('control messages of other kinds are passed over, wherever they stand', a
         });
         const what = `level ${level}, type ${type}, ${before ? 'before' : 'behind'} the others`;
         const packets = Array.from({ length: 4 }, (_, i) => packet(v4({ id: i, tos: 2 }), icmp(8, pattern(100, i))));
-        const [first] = rig.in([{ ...message(rig.name(0), packets, { tos: 3 }), overflow: 9 }], underlay);
+        const [first] = rig.in([message(rig.name(0), packets, { tos: 3 })], underlay);
         t.equal(rig.counter('inbound.socket_received'), 4, what);
         t.equal(rig.counter('inbound.ecn_marked'), 4, what);
-        t.equal(rig.counter('inbound.socket_overflow'), 9, what);
         t.equal(decode(first.bytes).ecn, 3, what);
         rig.audit();
       }

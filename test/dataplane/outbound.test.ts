@@ -930,7 +930,7 @@ t.test('EAGAIN of one underlay holds the device, but not the other underlay', as
   rig.engine.turn(0, 7);
   t.equal(rig.sockets[1].sent, 10);
   t.equal(rig.sockets[0].sent, 0);
-  t.equal(rig.engine.blocked, READY_SOCKETS[0], 'only that one has to be polled for room');
+  t.equal(rig.engine.blocked, 1, 'only that one has to be polled for room');
   rig.sockets[0].room = Number.POSITIVE_INFINITY;
   rig.drain();
   t.equal(rig.sockets[0].sent, 10);

@@ -41,7 +41,7 @@ async function main(options: ControlOptions): Promise<void> {
   const log = { debug: () => {}, info: note, warn: note, error: note };
   const registry = new EmbeddedRegistry({
     path: options.path,
-    wish: { networks, subnetLengths: [], mins: [], maxs: [], backend: undefined, port: undefined },
+    wish: { mode: 'l3', networks, subnetLengths: [], mins: [], maxs: [], backend: undefined, port: undefined },
     addresses,
     ttl: options.ttl,
     clock: systemClock(),
@@ -54,7 +54,7 @@ async function main(options: ControlOptions): Promise<void> {
   await once(process.stdin, 'data');
   const { config, subnets, how } = await registry.join([], { create: networks.length > 0, patience: PATIENCE.first });
   say({ event: 'joined', subnet: subnets[0].text, how });
-  const self = { addresses, networks: config.pools.map((pool) => pool.network), subnets, underlayMtu: 1500 };
+  const self = { addresses, networks: config.pools.map((pool) => pool.network), subnets, underlayMtu: 1500, vnis: [] };
   const applier = {
     apply: async (plan: {
       readonly peers: ReadonlyMap<string, unknown>;

@@ -53,6 +53,7 @@ export async function until(so: () => boolean, ms = 5000): Promise<boolean> {
 
 /** What a daemon with these networks, and subnets of these lengths, asks for. */
 export const wishFor = (networks: string, subnetLengths: readonly number[] = []): ConfigWish => ({
+  mode: 'l3',
   networks: networks === '' ? [] : networks.split(',').map(parseCidr),
   subnetLengths,
   mins: [],
@@ -67,6 +68,7 @@ export const configFor = (networks: string, subnetLengths: readonly number[] = [
 export interface StoredLease {
   readonly addresses: readonly string[];
   readonly subnets: readonly string[];
+  readonly vnis?: readonly number[];
   readonly ttl: number;
   readonly expires: number;
 }

@@ -63,14 +63,19 @@ class Allocating implements Device {
   }
 }
 
-const engine = new Engine(memory, 0, allocate ? new Allocating() : device, sockets, {
-  sourceCheck: 'strict',
-  offloads: ALL_OFFLOADS,
-  maxSegments: 128,
-  mtu: 1472,
-  address4: address(DEVICE_4),
-  address6: undefined,
-});
+const engine = new Engine(
+  memory,
+  0,
+  { devices: [allocate ? new Allocating() : device], sockets },
+  {
+    sourceCheck: 'strict',
+    offloads: ALL_OFFLOADS,
+    maxSegments: 128,
+    mtu: 1472,
+    address4: address(DEVICE_4),
+    address6: undefined,
+  },
+);
 
 const short = pattern(22);
 const bulk = pattern(14000);

@@ -269,7 +269,7 @@ export function pattern(length: number, start = 0): Uint8Array {
 export function message(
   name: Uint8Array,
   packets: readonly Uint8Array[],
-  outer: { readonly tos?: number; readonly overflow?: number } = {},
+  outer: { readonly tos?: number } = {},
 ): IncomingMessage {
   const segment = packets.length > 1 ? packets[0].length : 0;
   packets.forEach((bytes, i) => {

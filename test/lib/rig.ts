@@ -129,12 +129,14 @@ export async function makeRig(options: RigOptions = {}): Promise<Rig> {
   const engine = new Engine(
     memory,
     0,
-    new CheckedDevice(options.wrapDevice?.(device) ?? device, layout),
-    sockets.map((socket, i) =>
-      options.underlays?.[i] === false
-        ? undefined
-        : new CheckedSocket(options.wrapSocket?.(socket, i) ?? socket, memory, layout, i),
-    ),
+    {
+      devices: [new CheckedDevice(options.wrapDevice?.(device) ?? device, layout)],
+      sockets: sockets.map((socket, i) =>
+        options.underlays?.[i] === false
+          ? undefined
+          : new CheckedSocket(options.wrapSocket?.(socket, i) ?? socket, memory, layout, i),
+      ),
+    },
     settings,
   );
 

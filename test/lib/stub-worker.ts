@@ -1,5 +1,5 @@
 /**
- * Stands in for dataplane/worker.ts in tests of control: takes turns and does, by its device descriptor, what it is told
+ * Stands in for dataplane/worker.ts in tests of control: takes turns and does, by its first device descriptor, what it is told
  * (test/control/dataplane.test.ts): 1001 throw at once, 1002 throw later, 1003 lose the device, 1004 not listen to stop.
  */
 import { workerData } from 'node:worker_threads';
@@ -9,7 +9,7 @@ import { EngineMemory } from '../../src/io/memory.js';
 
 const data = workerData as WorkerData;
 const shared = new SharedWords(new EngineMemory(data.shared));
-const what = data.deviceFd;
+const [what] = data.deviceFds;
 if (what === 1001) throw new Error('thrown by the stub');
 
 shared.setRunning(data.worker, true);
