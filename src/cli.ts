@@ -27,7 +27,8 @@ async function init(argv: readonly string[]): Promise<string> {
       ({ network, subnetLength, min, max }) =>
         `${network.text}, subnets ${min.text}/${subnetLength} to ${max.text}/${subnetLength}`,
     );
-    return `registry ${config.registryPath}: ${created ? 'created' : 'already so'}: ${pools.join('; ')}; ${found.backend.type} port ${found.backend.port}\n`;
+    const backend = `${found.backend.type} port ${found.backend.port}`;
+    return `registry ${config.registryPath}: ${created ? 'created' : 'already so'}: ${[...pools, backend].join('; ')}\n`;
   } finally {
     await store.close();
   }

@@ -4,10 +4,21 @@
  */
 import { Command, CommanderError, Option as CommanderOption } from 'commander';
 import * as v from 'valibot';
-import { type Config, OPTIONS, type Option, UsageError, wishOf } from './config.js';
+import {
+  type Config,
+  DEVICE,
+  OPTIONS,
+  type Option,
+  type Segment,
+  type Settings,
+  UsageError,
+  wishOf,
+} from './config.js';
 import { makeNetworkConfig } from './control/allocation.js';
 import { contains } from './control/cidr.js';
+import { INNER_MOST, LINK_HEADER } from './control/encapsulation.js';
 import { MTU_LEAST_IPV6 } from './control/underlay.js';
+import { MAX_NETWORKS } from './io/memory.js';
 
 /** What the arguments ask for. */
 export type CommandLine =
@@ -15,7 +26,7 @@ export type CommandLine =
   | { readonly kind: 'help'; readonly text: string }
   | { readonly kind: 'version' };
 
-const keys = Object.keys(OPTIONS) as (keyof Config)[];
+const keys = Object.keys(OPTIONS) as (keyof Settings)[];
 
 /** The environment variable of an option. */
 export const environmentName = (flag: string): string => `WEFT_${flag.toUpperCase().replaceAll('-', '_')}`;
@@ -26,17 +37,28 @@ interface Given {
   readonly text: string;
 }
 
+/** What was given for a flag; undefined: nothing. */
+type Found = (flag: string) => Given | undefined;
+
+/** What a configuration file says: options, and what no option can say. */
+interface ConfigFile {
+  readonly options: ReadonlyMap<string, Given>;
+  /** Layer 2: by network, what is said of it alone. */
+  readonly networks: readonly ReadonlyMap<string, Given>[] | undefined;
+}
+const NO_FILE: ConfigFile = { options: new Map(), networks: undefined };
+
 /** A program by its options; both of them read the same table. */
 interface Program {
   readonly name: string;
   readonly description: string;
-  readonly keys: readonly (keyof Config)[];
+  readonly keys: readonly (keyof Settings)[];
   readonly examples: string;
 }
 
 const DAEMON: Program = {
   name: 'weftd',
-  description: 'Carries IP packets between hosts in UDP, at the speed of the kernel.',
+  description: 'Carries IP packets between hosts in UDP, or Ethernet frames in VXLAN, at the speed of the kernel.',
   keys,
   get examples() {
     return EXAMPLES;
@@ -47,10 +69,11 @@ const INIT: Program = {
   name: 'weft init',
   description:
     'Makes the embedded registry of this machine and writes its configuration, before the first daemon does.',
-  keys: ['registryPath', 'networks', 'subnetLengths', 'subnetMins', 'subnetMaxs', 'backend', 'port'],
+  keys: ['mode', 'registryPath', 'networks', 'subnetLengths', 'subnetMins', 'subnetMaxs', 'backend', 'port'],
   examples: `
   # weft init --network 10.5.0.0/16 --subnet-len 26
   # weft init --network 10.5.0.0/16,fd00:5::/48 --registry-path /srv/weft/registry
+  # weft init --mode l2
 
 Said again, it changes nothing; a registry that says otherwise is left as it is.
 Exit codes: 0 it is so now, 1 it could not be made so, 2 wrong usage.
@@ -71,10 +94,16 @@ export function parseConfig(
   const environment = readEnvironment(env, DAEMON);
   const given = (flag: string): Given | undefined => flags.get(flag) ?? environment.get(flag);
   const path = given(OPTIONS.configFile.flag)?.text;
-  const file = path === undefined ? new Map<string, Given>() : readConfigFile(path, readFile);
-  const found = (flag: string): Given | undefined => given(flag) ?? file.get(flag);
-  const config = readOptions(found);
-  if (!found(OPTIONS.registry.flag) && config.peersFile !== undefined) config.registry = 'static';
+  const file = path === undefined ? NO_FILE : readConfigFile(path, readFile);
+  const found: Found = (flag) => given(flag) ?? file.options.get(flag);
+  const settings = readOptions(found);
+  if (!found(OPTIONS.registry.flag) && settings.peersFile !== undefined) settings.registry = 'static';
+  checkMode(settings, found);
+  const segments = settings.mode === 'l2' ? readSegments(found, file, path) : [];
+  if (settings.mode === 'l3' && file.networks) {
+    throw new UsageError(`config file ${path}: "networks": is for --mode l2; the prefixes of layer 3 are "network"`);
+  }
+  const config = configOf(settings, segments);
   if (config.registry === 'static') checkStatic(config);
   else checkEmbedded(config);
   for (const network of config.networks) {
@@ -92,22 +121,81 @@ export function parseInit(argv: readonly string[], env: Readonly<Record<string, 
   const flags = readFlags(argv, INIT);
   if (!(flags instanceof Map)) return flags;
   const environment = readEnvironment(env, INIT);
-  const config = readOptions((flag) => flags.get(flag) ?? environment.get(flag));
-  if (config.networks.length === 0) throw new UsageError(`--network: missing: expected ${OPTIONS.networks.expects}`);
+  const found: Found = (flag) => flags.get(flag) ?? environment.get(flag);
+  const config = configOf(readOptions(found), []);
+  checkMode(config, found);
+  if (config.mode === 'l3' && config.networks.length === 0)
+    throw new UsageError(`--network: missing: expected ${OPTIONS.networks.expects}`);
   checkEmbedded(config);
   return { kind: 'run', config };
 }
 
-type Mutable = { -readonly [K in keyof Config]: Config[K] };
+type Mutable = { -readonly [K in keyof Settings]: Settings[K] };
 
-function readOptions(found: (flag: string) => Given | undefined): Mutable {
-  const config = {} as Mutable;
-  const fill = <K extends keyof Config>(key: K): void => {
-    const option: Option<Config[K]> = OPTIONS[key];
-    config[key] = check(option, found(option.flag));
+function readOptions(found: Found): Mutable {
+  const settings = {} as Mutable;
+  const fill = <K extends keyof Settings>(key: K): void => {
+    const option: Option<Settings[K]> = OPTIONS[key];
+    settings[key] = check(option, found(option.flag));
   };
   keys.forEach(fill);
-  return config;
+  return settings;
+}
+
+/** Options that say something of one network of layer 2; in the file's "networks" these alone may be. */
+const OF_SEGMENT = ['vni', 'device', 'bridge', 'addresses', 'mtu'] as const;
+
+/** The one network that options tell of, or those of the file. */
+function readSegments(found: Found, { networks }: ConfigFile, path: string | undefined): Segment[] {
+  const subject = `config file ${path}: "networks"`;
+  if (!networks) return [readSegment(found, `--${OPTIONS.vni.flag}`)];
+  for (const key of OF_SEGMENT) {
+    const given = found(OPTIONS[key].flag);
+    if (given) throw new UsageError(`${given.where}: say it of a network: ${subject} is given`);
+  }
+  if (networks.length === 0 || networks.length > MAX_NETWORKS) {
+    throw new UsageError(`${subject}: ${networks.length} networks: expected 1 to ${MAX_NETWORKS}`);
+  }
+  const segments = networks.map((one, i) =>
+    readSegment((flag) => one.get(flag), `config file ${path}: "networks.${i}.vni"`),
+  );
+  for (const [i, { vni, device }] of segments.entries()) {
+    for (const earlier of segments.slice(0, i)) {
+      if (earlier.vni === vni) throw new UsageError(`${subject}: VNI ${vni} is listed twice`);
+      if (earlier.device === device) throw new UsageError(`${subject}: device ${device} is listed twice`);
+    }
+  }
+  return segments;
+}
+
+/** `vniAt`: where a VNI is missing if there is none. */
+function readSegment(found: Found, vniAt: string): Segment {
+  const read = <K extends (typeof OF_SEGMENT)[number]>(key: K): Settings[K] => {
+    const option: Option<Settings[K]> = OPTIONS[key];
+    return check(option, found(option.flag));
+  };
+  const wrong = (key: (typeof OF_SEGMENT)[number], reason: string): never => {
+    throw new UsageError(`${found(OPTIONS[key].flag)?.where}: ${reason}`);
+  };
+  const vni = read('vni');
+  if (vni === undefined) throw new UsageError(`${vniAt}: missing: --mode l2 expects ${OPTIONS.vni.expects}`);
+  const device = read('device') ?? `weft${vni}`;
+  const bridge = read('bridge');
+  if (bridge === device) wrong('bridge', `${bridge} is the device itself: expected a bridge`);
+  const mtu = read('mtu');
+  const most = INNER_MOST.l2 - LINK_HEADER.l2;
+  if (mtu !== undefined && mtu > most) wrong('mtu', `${mtu}: expected at most ${most} in layer 2`);
+  return { vni, device, bridge, addresses: read('addresses'), mtu };
+}
+
+function configOf(settings: Settings, segments: readonly Segment[]): Config {
+  const { device = DEVICE, vni: _, bridge: __, addresses: ___, macsPerPeer, ...rest } = settings;
+  return {
+    ...rest,
+    segments,
+    device: segments[0]?.device ?? device,
+    macsPerPeer: macsPerPeer ?? settings.macTable >> 2,
+  };
 }
 
 function readEnvironment(env: Readonly<Record<string, string | undefined>>, program: Program): Map<string, Given> {
@@ -134,11 +222,49 @@ function check<T>(option: Option<T>, given: Given | undefined): T {
 
 // What one option's check cannot see.
 
+/** Options that make sense in one mode only. */
+const ONLY_L3 = ['networks', 'subnets', 'subnetLengths', 'subnetMins', 'subnetMaxs', 'subnetFile', 'backend'] as const;
+const ONLY_L2 = [
+  'vni',
+  'bridge',
+  'addresses',
+  'sourcePorts',
+  'macAge',
+  'macTable',
+  'macsPerPeer',
+  'floodUnknown',
+  'stormLimit',
+] as const;
+
+type CheckedByMode = Pick<Settings, 'mode' | 'sourceCheck' | 'macTable' | 'macsPerPeer'>;
+
+function checkMode({ mode, sourceCheck, macTable, macsPerPeer }: CheckedByMode, found: Found): void {
+  const [others, hint] =
+    mode === 'l2'
+      ? [ONLY_L3, 'is for --mode l3: layer 2 has no subnets']
+      : [ONLY_L2, 'is for --mode l2: give that, or leave it out'];
+  for (const key of others) {
+    const given = found(OPTIONS[key].flag);
+    if (given) throw new UsageError(`${given.where}: ${hint}`);
+  }
+  if (mode === 'l2' && sourceCheck === 'strict') {
+    throw new UsageError(
+      `--${OPTIONS.sourceCheck.flag} strict: is for --mode l3: in layer 2 no sender owns addresses: expected peer or off`,
+    );
+  }
+  if (macsPerPeer !== undefined && macsPerPeer > macTable) {
+    throw new UsageError(
+      `--${OPTIONS.macsPerPeer.flag} ${macsPerPeer}: expected at most --${OPTIONS.macTable.flag}, ${macTable}`,
+    );
+  }
+}
+
 function checkStatic(config: Config): void {
   const missing = (option: { readonly flag: string; readonly expects: string }): never => {
     throw new UsageError(`--${option.flag}: missing: --registry static expects ${option.expects}`);
   };
   if (config.peersFile === undefined) missing(OPTIONS.peersFile);
+  if (config.mode === 'l2') return;
   if (config.networks.length === 0) missing(OPTIONS.networks);
   if (config.subnets.length === 0) missing(OPTIONS.subnets);
   for (const key of ['subnetLengths', 'subnetMins', 'subnetMaxs'] as const) {
@@ -170,6 +296,7 @@ function checkEmbedded(config: Config): void {
       );
     }
   }
+  if (config.mode === 'l2') return;
   if (config.networks.length === 0) {
     for (const key of ['subnetLengths', 'subnetMins', 'subnetMaxs'] as const) {
       if (config[key].length > 0) throw new UsageError(`--${OPTIONS[key].flag}: expected --network with it`);
@@ -245,6 +372,24 @@ Several machines, 192.168.77.1 and 192.168.77.2, with one peers file on both:
   b# weftd --network 10.5.0.0/16 --subnet 10.5.2.0/24 --iface eth0 --peers /etc/weft/peers.json
   a# ping 10.5.2.0
 
+Layer 2, an Ethernet segment over the hosts of one machine; the device weft42 has an address, or is in a bridge:
+  a# weftd --mode l2 --vni 42 --iface eth0 --address 10.7.0.1/24
+  b# weftd --mode l2 --vni 42 --iface eth0 --bridge br0
+
+Several machines, one of them with the kernel's own vxlan device (what is behind it may be named, or is learned):
+  {"peers":[{"name":"a","address":"192.168.77.1"},{"name":"b","address":"192.168.77.2","vnis":[42]},
+            {"name":"k","address":"192.168.77.3","vnis":[42],"macs":["02:00:00:00:00:05"],
+             "neighbours":[{"address":"10.7.0.6","mac":"02:00:00:00:00:06","router":true}]}]}
+  a# weftd --mode l2 --vni 42 --iface eth0 --peers /etc/weft/peers.json
+  k# ip link add vxlan42 type vxlan id 42 dstport 4789 local 192.168.77.3 dev eth0
+  k# bridge fdb append 00:00:00:00:00:00 dev vxlan42 dst 192.168.77.1
+
+Two networks in one daemon:
+  # cat /etc/weft/weftd.json
+  {"mode":"l2","networks":[{"vni":42,"bridge":"br0"},
+                           {"vni":43,"device":"lab","address":["10.8.0.1/24","fd08::1/64"],"mtu":1400}]}
+  # weftd --config /etc/weft/weftd.json
+
 From a file, with metrics:
   # cat /etc/weft/weftd.json
   {"network":["10.5.0.0/16","fd00:5::/48"],"subnet-len":["24","64"],
@@ -252,20 +397,24 @@ From a file, with metrics:
   # weftd --config /etc/weft/weftd.json
   # curl -s http://127.0.0.1:9469/metrics
 
-A peer may also have "port", "mtu" (what the underlay carries to it, in bytes) and "ecn": true (it is weft as well).
+A peer may also have "port", "mtu" (what the underlay carries to it, in bytes) and, in layer 3, "ecn": true (it is weft
+as well). In layer 2 it is in all our networks unless "vnis" says which.
 Exit codes: 0 stopped by a signal, 1 could not set up or failed, 2 wrong usage.
 `;
 
 const scalar = v.union([v.string(), v.number(), v.boolean()]);
-const fileSchema = v.strictObject(
+/** Of each of these options a value, or several where it takes several. */
+const objectOf = (some: readonly (keyof Settings)[]) =>
   Object.fromEntries(
-    keys
-      .filter((key) => key !== 'configFile')
-      .map((key) => [OPTIONS[key].flag, v.optional(OPTIONS[key].list ? v.union([scalar, v.array(scalar)]) : scalar)]),
-  ),
-);
+    some.map((key) => [OPTIONS[key].flag, v.optional(OPTIONS[key].list ? v.union([scalar, v.array(scalar)]) : scalar)]),
+  );
+const networkSchema = v.strictObject(objectOf(OF_SEGMENT));
+const fileSchema = v.strictObject({
+  ...objectOf(keys.filter((key) => key !== 'configFile')),
+  networks: v.optional(v.array(networkSchema)),
+});
 
-function readConfigFile(path: string, readFile: (path: string) => string): Map<string, Given> {
+function readConfigFile(path: string, readFile: (path: string) => string): ConfigFile {
   const subject = `config file ${path}`;
   let json: unknown;
   try {
@@ -279,14 +428,29 @@ function readConfigFile(path: string, readFile: (path: string) => string): Map<s
   if (Array.isArray(json)) throw new UsageError(`${subject}: expected a JSON object`);
   if (!parsed.success) {
     const issue = parsed.issues[0];
-    const key = v.getDotPath(issue);
-    if (key === null) throw new UsageError(`${subject}: expected a JSON object`);
-    if (!(key in fileSchema.entries)) throw new UsageError(`${subject}: unknown key ${JSON.stringify(key)}`);
-    throw new UsageError(`${subject}: ${JSON.stringify(key)}: expected a value, not ${issue.received}`);
+    const place = v.getDotPath(issue);
+    if (place === null) throw new UsageError(`${subject}: expected a JSON object`);
+    if (issue.expected === 'never') throw new UsageError(`${subject}: unknown key ${JSON.stringify(place)}`);
+    const expected =
+      place === 'networks'
+        ? 'a list of networks'
+        : /^networks\.\d+$/.test(place)
+          ? 'a network, e.g. {"vni":42}'
+          : 'a value';
+    throw new UsageError(`${subject}: ${JSON.stringify(place)}: expected ${expected}, not ${issue.received}`);
   }
+  const { networks, ...options } = parsed.output;
+  return {
+    options: givenIn(options, subject, ''),
+    networks: networks?.map((one, i) => givenIn(one, subject, `networks.${i}.`)),
+  };
+}
+
+function givenIn(values: Readonly<Record<string, unknown>>, subject: string, place: string): Map<string, Given> {
   const given = new Map<string, Given>();
-  for (const [flag, value] of Object.entries(parsed.output)) {
-    if (value !== undefined) given.set(flag, { where: `${subject}: ${JSON.stringify(flag)}`, text: String(value) });
+  for (const [flag, value] of Object.entries(values)) {
+    const where = `${subject}: ${JSON.stringify(place + flag)}`;
+    if (value !== undefined) given.set(flag, { where, text: String(value) });
   }
   return given;
 }

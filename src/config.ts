@@ -4,14 +4,27 @@
  *
  * All sources give text that goes through the same check. Errors are one line: which option, its value, what is expected.
  */
-import { type ConfigWish, DEFAULT_PORT } from './control/allocation.js';
-import { type Address, type Cidr, overlaps, parseAddress, parseCidr, parseHostAddress } from './control/cidr.js';
+import type { ConfigWish } from './control/allocation.js';
+import {
+  type Address,
+  type Cidr,
+  type InterfaceAddress,
+  overlaps,
+  parseAddress,
+  parseCidr,
+  parseHostAddress,
+  parseInterfaceAddress,
+} from './control/cidr.js';
+import { DEFAULT_PORTS, MODES, type Mode } from './control/encapsulation.js';
 import { MTU_LEAST, MTU_MOST } from './control/underlay.js';
 import type { SourceCheck } from './dataplane/settings.js';
+import { MAX_SENDERS } from './io/memory.js';
 import { OFFLOAD_NAMES, parseOffloads } from './io/offloads.js';
+import { VNI_MOST } from './packet/vxlan.js';
 
-/** What weftd runs with. Lists by family hold at most one IPv4 and one IPv6 entry. */
-export interface Config {
+/** What the options say, each by itself. Lists by family hold at most one IPv4 and one IPv6 entry. */
+export interface Settings {
+  readonly mode: Mode;
   /** `static` has networks, subnets and a peers file; `embedded` none of the latter two, and networks perhaps. */
   readonly registry: RegistryKind;
   readonly networks: readonly Cidr[];
@@ -34,12 +47,33 @@ export interface Config {
   readonly iface: string | undefined;
   /** Underlay addresses; empty: the interface's. */
   readonly publicIps: readonly Address[];
-  /** undefined: what the registry says, or DEFAULT_PORT. */
+  /** undefined: what the registry says, or that of DEFAULT_PORTS. */
   readonly port: number | undefined;
   readonly peersFile: string | undefined;
   /** Device MTU in bytes; undefined: what the interface carries. */
   readonly mtu: number | undefined;
-  readonly device: string;
+  readonly device: string | undefined;
+  /** Layer 2; what of it says something of one network is in `segments`. */
+  readonly vni: number | undefined;
+  readonly bridge: string | undefined;
+  readonly addresses: readonly InterfaceAddress[];
+  /** Sockets per underlay to send from, in layer 2. */
+  readonly sourcePorts: number;
+  /** UDP checksums outside; without them they are zero. */
+  readonly outerChecksum: boolean;
+  /** IPv4's DF bit outside. */
+  readonly outerDf: boolean;
+  /** The inner DSCP is copied outside. */
+  readonly inheritDscp: boolean;
+  /** Seconds without traffic after which what was learned is forgotten. */
+  readonly macAge: number;
+  /** Most MACs that are learned. */
+  readonly macTable: number;
+  readonly macsPerPeer: number | undefined;
+  /** Frames to a MAC that nobody knows go to all peers of the network. */
+  readonly floodUnknown: boolean;
+  /** Most frames flooded in a second, per network; 0: no limit. */
+  readonly stormLimit: number;
   /** Bit set of io/offloads.ts. */
   readonly offloads: number;
   readonly sourceCheck: SourceCheck;
@@ -51,6 +85,30 @@ export interface Config {
   readonly configFile: string | undefined;
 }
 
+/** A network of layer 2 and its device. */
+export interface Segment {
+  readonly vni: number;
+  readonly device: string;
+  /** The bridge that the device is put into. */
+  readonly bridge: string | undefined;
+  /** Of the device itself, at most one of each family. */
+  readonly addresses: readonly InterfaceAddress[];
+  /** Of the device, in bytes; undefined: what the underlay carries. */
+  readonly mtu: number | undefined;
+}
+
+/** What weftd runs with: the settings, checked together. */
+export interface Config extends Omit<Settings, 'device' | 'vni' | 'bridge' | 'addresses' | 'macsPerPeer'> {
+  /** Layer 3: the TUN device. In layer 2 each segment has its own; this is the first's. */
+  readonly device: string;
+  /** Layer 2: the networks, by number; at least one, at most MAX_NETWORKS. Empty in layer 3. */
+  readonly segments: readonly Segment[];
+  /** Most MACs learned from one peer. */
+  readonly macsPerPeer: number;
+}
+
+/** The device of layer 3 when nobody says otherwise: flannel's. */
+export const DEVICE = 'flannel0';
 /** The registry of this machine is in it, and the state of each daemon. */
 export const DIRECTORY = '/var/lib/weft';
 export const REGISTRIES = ['embedded', 'static'] as const;
@@ -116,6 +174,12 @@ const oneOf =
   (text: string): T =>
     words.find((word) => word === text) ?? wrong();
 
+/** A check for one of two words, true for the first. */
+const eitherOf =
+  (yes: string, no: string) =>
+  (text: string): boolean =>
+    oneOf([yes, no])(text) === yes;
+
 const nonEmpty = (text: string): string => text || wrong();
 
 const onePerFamily =
@@ -152,14 +216,23 @@ function hostAndPort(text: string): { host: string; port: number } | undefined {
 const PORT = 'a port, 1 to 65535';
 const CIDRS = 'at most one IPv4 and one IPv6 prefix with host bits zero, e.g. ';
 
-export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
+export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = {
+  mode: {
+    flag: 'mode',
+    value: 'layer',
+    default: 'l3',
+    expects: 'l3 or l2',
+    check: needed(oneOf(MODES)),
+    help: 'l3: a router, IP packets in UDP; l2: a switch, Ethernet frames in VXLAN',
+    example: '--mode l2',
+  },
   registry: {
     flag: 'registry',
     value: 'kind',
     default: 'embedded',
     expects: 'embedded or static',
     check: needed(oneOf(REGISTRIES)),
-    help: 'who tells which host has which subnet: the daemons of this machine among themselves, or a peers file (the default with --peers)',
+    help: 'who tells of the other hosts, and which has which subnet: the daemons of this machine among themselves, or a peers file (the default with --peers)',
     example: '--registry static',
   },
   networks: {
@@ -169,7 +242,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: `${CIDRS}10.5.0.0/16,fd00:5::/48`,
     check: listOf(onePerFamily(parseCidr)),
-    help: 'the overlay: all that is routed into the device (needed by the first daemon of an embedded registry, and with a peers file)',
+    help: 'l3: the overlay, all that is routed into the device (needed by the first daemon of an embedded registry, and with a peers file)',
     example: '--network 10.5.0.0/16,fd00:5::/48',
   },
   subnetLengths: {
@@ -208,7 +281,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: 'udp',
     check: optional(oneOf(['udp'] as const)),
-    help: "how packets go from host to host: udp is flannel's IP in UDP",
+    help: "l3: how packets go from host to host: udp is flannel's IP in UDP",
     example: '--backend udp',
   },
   registryPath: {
@@ -235,7 +308,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: 'a file',
     check: optional(nonEmpty),
-    help: 'where to write our subnet and MTU for others to read, as flannel does (default: subnet.env in --state-dir; none with a peers file)',
+    help: 'l3: where to write our subnet and MTU for others to read, as flannel does (default: subnet.env in --state-dir; none with a peers file)',
     example: '--subnet-file /run/flannel/subnet.env',
   },
   leaseTtl: {
@@ -244,7 +317,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: '60',
     expects: 'seconds, 3 to 1000000',
     check: needed(wholeNumber(3, 1_000_000)),
-    help: 'embedded: how long our subnet stays ours after we are gone',
+    help: 'embedded: how long our subnet stays ours, and we are known to the others, after we are gone',
     example: '--lease-ttl 86400',
   },
   staleLimit: {
@@ -272,7 +345,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: 'a JSON file, e.g. {"peers":[{"name":"b","address":"192.168.77.2","subnets":["10.5.2.0/24"]}]}',
     check: optional(nonEmpty),
-    help: 'static: who owns which subnet; read again whenever it changes',
+    help: 'static: the peers, and who owns which subnet (l2: which networks, MACs and neighbours); read again whenever it changes',
     example: '--peers /etc/weft/peers.json',
   },
   iface: {
@@ -300,7 +373,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: PORT,
     check: optional(wholeNumber(1, 65535)),
-    help: `UDP port, here and, unless the peers file says otherwise, there (default: the registry's, or ${DEFAULT_PORT})`,
+    help: `UDP port, here and, unless the peers file says otherwise, there (default: the registry's, or ${DEFAULT_PORTS.l3}; l2: ${DEFAULT_PORTS.l2})`,
     example: '--port 8286',
   },
   mtu: {
@@ -309,17 +382,126 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: `bytes, ${MTU_LEAST} to ${MTU_MOST}`,
     check: optional(wholeNumber(MTU_LEAST, MTU_MOST)),
-    help: "the device's MTU (default: the interface's less 28, or less 48 when there is an IPv6 underlay)",
+    help: "the device's MTU (default: the interface's less 28, or less 48 when there is an IPv6 underlay; l2: less 50 or 70)",
     example: '--mtu 1400',
   },
   device: {
     flag: 'device',
     value: 'name',
-    default: 'flannel0',
+    default: undefined,
     expects: 'at most 15 letters, digits, _, . or -',
-    check: needed(deviceName),
-    help: 'name of the TUN device',
+    check: optional(deviceName),
+    help: `name of the TUN or TAP device (default: ${DEVICE}; l2: weft<VNI>)`,
     example: '--device weft0',
+  },
+  vni: {
+    flag: 'vni',
+    value: 'number',
+    default: undefined,
+    expects: `a VXLAN network identifier, 0 to ${VNI_MOST}`,
+    check: optional(wholeNumber(0, VNI_MOST)),
+    help: 'l2: the network; several are "networks" in the JSON file',
+    example: '--vni 42',
+  },
+  bridge: {
+    flag: 'bridge',
+    value: 'name',
+    default: undefined,
+    expects: 'the name of a bridge, e.g. br0',
+    check: optional(interfaceName),
+    help: 'l2: an existing bridge to put the device into',
+    example: '--bridge br0',
+  },
+  addresses: {
+    flag: 'address',
+    value: 'cidr,…',
+    list: true,
+    default: undefined,
+    expects: 'at most one IPv4 and one IPv6 address with its prefix length, e.g. 10.7.0.1/24,fd07::1/64',
+    check: listOf(onePerFamily(parseInterfaceAddress)),
+    help: 'l2: addresses of the device itself',
+    example: '--address 10.7.0.1/24,fd07::1/64',
+  },
+  sourcePorts: {
+    flag: 'source-ports',
+    value: 'number',
+    default: '4',
+    expects: `a number, 1 to ${MAX_SENDERS}`,
+    check: needed(wholeNumber(1, MAX_SENDERS)),
+    help: 'l2: source ports to send from, chosen by a hash of the inner flow, so that paths and receive queues share the load',
+    example: '--source-ports 8',
+  },
+  outerChecksum: {
+    flag: 'outer-checksum',
+    value: 'on|off',
+    default: 'on',
+    expects: 'on or off',
+    check: needed(eitherOf('on', 'off')),
+    help: 'UDP checksums of the underlay; off sends zero ones, and one datagram at a time',
+    example: '--outer-checksum off',
+  },
+  outerDf: {
+    flag: 'outer-df',
+    value: 'set|unset',
+    default: 'set',
+    expects: 'set or unset',
+    check: needed(eitherOf('set', 'unset')),
+    help: "the underlay's don't-fragment bit; unset lets routers fragment what is too large for their links",
+    example: '--outer-df unset',
+  },
+  inheritDscp: {
+    flag: 'dscp',
+    value: 'zero|inherit',
+    default: 'zero',
+    expects: 'zero or inherit',
+    check: needed(eitherOf('inherit', 'zero')),
+    help: 'DSCP of the underlay: zero, or that of the inner packet',
+    example: '--dscp inherit',
+  },
+  macAge: {
+    flag: 'mac-age',
+    value: 'seconds',
+    default: '300',
+    expects: 'seconds, 10 to 1000000',
+    check: needed(wholeNumber(10, 1_000_000)),
+    help: 'l2: how long a MAC or neighbour that was learned is remembered without traffic from it',
+    example: '--mac-age 60',
+  },
+  macTable: {
+    flag: 'mac-table',
+    value: 'entries',
+    default: '65536',
+    expects: 'a number, 1024 to 1000000',
+    check: needed(wholeNumber(1024, 1_000_000)),
+    help: 'l2: most MACs that are learned',
+    example: '--mac-table 1000000',
+  },
+  macsPerPeer: {
+    flag: 'mac-per-peer',
+    value: 'entries',
+    default: undefined,
+    expects: 'a number, 1 to 1000000',
+    check: optional(wholeNumber(1, 1_000_000)),
+    help: 'l2: most MACs that are learned from one peer (default: a quarter of --mac-table)',
+    example: '--mac-per-peer 4096',
+  },
+  floodUnknown: {
+    flag: 'unknown-unicast',
+    value: 'flood|drop',
+    default: 'flood',
+    expects: 'flood or drop',
+    check: needed(eitherOf('flood', 'drop')),
+    help: 'l2: frames to a MAC that nobody knows go to all peers of the network, or nowhere',
+    example: '--unknown-unicast drop',
+  },
+  stormLimit: {
+    flag: 'storm-limit',
+    value: 'frames',
+    default: '10000',
+    expects: 'off or frames a second, 1 to 1000000000',
+    check: needed((text) => (text === 'off' ? 0 : wholeNumber(1, 1_000_000_000)(text))),
+    help: 'l2: most frames that are flooded in a second, per network',
+    example: '--storm-limit off',
   },
   offloads: {
     flag: 'offload',
@@ -336,7 +518,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: 'peer',
     expects: 'peer, strict or off',
     check: needed(oneOf(['peer', 'strict', 'off'] as const)),
-    help: "peer: packets only from peers; strict: and only from the sender's own subnets; off: from anyone",
+    help: "peer: packets only from peers; strict (l3): and only from the sender's own subnets; off: from anyone",
     example: '--source-check strict',
   },
   metricsAddress: {
@@ -345,7 +527,7 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: 'off',
     expects: 'off or an address and a port, e.g. 127.0.0.1:9469 or [::1]:9469',
     check: needed(hostAndPort),
-    help: 'where to serve /metrics, /healthz and /readyz',
+    help: 'where to serve /metrics, /healthz and /readyz, and in layer 2 /v1/macs and /v1/neighbours',
     example: '--metrics-address 127.0.0.1:9469',
   },
   workers: {
@@ -380,13 +562,14 @@ export const OPTIONS: { readonly [K in keyof Config]: Option<Config[K]> } = {
     default: undefined,
     expects: 'a JSON file, e.g. {"network":["10.5.0.0/16"],"port":8285,"keep-device":true}',
     check: optional(nonEmpty),
-    help: 'JSON file with any of these options, named as the flags are, without dashes in front',
+    help: 'JSON file with any of these options, named as the flags are, without dashes in front; in layer 2 also "networks"',
     example: '--config /etc/weft/weftd.json',
   },
 };
 
 /** What the options say of the embedded registry's configuration. */
 export const wishOf = (config: Config): ConfigWish => ({
+  mode: config.mode,
   networks: config.networks,
   subnetLengths: config.subnetLengths,
   mins: config.subnetMins,

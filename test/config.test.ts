@@ -1,7 +1,8 @@
 /** Every option from every source, in the order of precedence, and every check with the line that it gives. */
 import t from 'tap';
 import { environmentName, parseConfig, parseInit } from '../src/command-line.js';
-import { type Config, OPTIONS, UsageError } from '../src/config.js';
+import { type Config, OPTIONS, type Settings, UsageError } from '../src/config.js';
+import { parsePeers } from '../src/control/static-registry.js';
 import { ALL_OFFLOADS, OFFLOADS } from '../src/io/offloads.js';
 
 const noFile = (path: string): string => {
@@ -89,9 +90,23 @@ t.test('a flag goes before the environment, that before the file, that before th
 });
 
 const ONLY_EMBEDDED = new Set<string>(['subnetLengths', 'subnetMins', 'subnetMaxs']);
+const ONLY_L2 = new Set<string>([
+  'mode',
+  'vni',
+  'bridge',
+  'addresses',
+  'sourcePorts',
+  'macAge',
+  'macTable',
+  'macsPerPeer',
+  'floodUnknown',
+  'stormLimit',
+]);
+
+const L2 = ['--mode', 'l2', '--vni', '42'];
 
 t.test('each option by each source', async (t) => {
-  const cases: Record<Exclude<keyof Config, 'configFile'>, [text: string, json: unknown, expected: unknown]> = {
+  const cases: Record<Exclude<keyof Settings, 'configFile'>, [text: string, json: unknown, expected: unknown]> = {
     networks: ['10.0.0.0/8,fd00::/32', ['10.0.0.0/8', 'fd00::/32'], ['10.0.0.0/8', 'fd00::/32']],
     registry: ['static', 'static', 'static'],
     subnetLengths: ['26,80', ['26', 80], [26, 80]],
@@ -110,6 +125,19 @@ t.test('each option by each source', async (t) => {
     peersFile: ['/p', '/p', '/p'],
     mtu: ['1400', 1400, 1400],
     device: ['weft0', 'weft0', 'weft0'],
+    mode: ['l2', 'l2', 'l2'],
+    vni: ['16777215', 16_777_215, 16_777_215],
+    bridge: ['br0', 'br0', 'br0'],
+    addresses: ['10.7.0.1/24,FD07::1/64', ['10.7.0.1/24', 'FD07::1/64'], ['10.7.0.1', 'fd07::1']],
+    sourcePorts: ['8', 8, 8],
+    outerChecksum: ['off', 'off', false],
+    outerDf: ['unset', 'unset', false],
+    inheritDscp: ['inherit', 'inherit', true],
+    macAge: ['10', 10, 10],
+    macTable: ['1000000', 1_000_000, 1_000_000],
+    macsPerPeer: ['7', 7, 7],
+    floodUnknown: ['drop', 'drop', false],
+    stormLimit: ['off', 'off', 0],
     offloads: ['tso4,csum', 'tso4,csum', OFFLOADS.tso4 | OFFLOADS.csum],
     sourceCheck: ['strict', 'strict', 'strict'],
     metricsAddress: ['[::1]:9', '[::1]:9', { host: '::1', port: 9 }],
@@ -120,10 +148,11 @@ t.test('each option by each source', async (t) => {
   const EMBEDDED = ['--network', '10.5.0.0/16,fd00:5::/48'];
   for (const [key, [text, json, expected]] of Object.entries(cases)) {
     const name = key as keyof typeof cases;
-    const base = ONLY_EMBEDDED.has(name) ? EMBEDDED : BASE;
+    const base = ONLY_EMBEDDED.has(name) ? EMBEDDED : ONLY_L2.has(name) ? L2 : BASE;
     const { flag, value } = OPTIONS[name];
     const seen = (config: Config): unknown => {
-      const found = config[name];
+      const all: { readonly [key in keyof Settings]?: unknown } = { ...config, ...config.segments[0] };
+      const found = all[name];
       return Array.isArray(found)
         ? found.map((one: number | { text: string }) => (typeof one === 'number' ? one : one.text))
         : found;
@@ -255,9 +284,179 @@ t.test('weft init', async (t) => {
   const help = parseInit(['--help'], {});
   t.match(help.kind === 'help' ? help.text : '', /weft init/);
   t.throws(() => parseInit([], {}), new UsageError(`--network: missing: expected ${OPTIONS.networks.expects}`));
+  t.match(parseInit(['--mode', 'l2'], {}), { kind: 'run', config: { mode: 'l2', networks: [] } });
+  t.throws(() => parseInit(['--mode', 'l2', '--network', '10.5.0.0/16'], {}), /^--network: is for --mode l3/);
   t.throws(() => parseInit(['--peers', 'p'], {}), /unknown option '--peers': weft init --help/);
 });
 
 t.test('version', async (t) => {
   t.same(parseConfig(['--version'], {}, noFile), { kind: 'version' });
+});
+
+t.test('layer 2: one network by options', async (t) => {
+  const config = run(L2);
+  t.match(config, {
+    mode: 'l2',
+    registry: 'embedded',
+    port: undefined,
+    device: 'weft42',
+    sourcePorts: 4,
+    outerChecksum: true,
+    outerDf: true,
+    inheritDscp: false,
+    macAge: 300,
+    macTable: 65_536,
+    macsPerPeer: 16_384,
+    floodUnknown: true,
+    stormLimit: 10_000,
+    networks: [],
+    subnets: [],
+  });
+  t.same(config.segments, [{ vni: 42, device: 'weft42', bridge: undefined, addresses: [], mtu: undefined }]);
+  t.equal(run([...L2, '--peers', 'p']).registry, 'static', 'a peers file needs neither network nor subnet');
+  t.equal(run([...L2, '--mac-table', '2000']).macsPerPeer, 500);
+  t.equal(run([...L2, '--vni', '0']).segments[0].device, 'weft0');
+  const full = run([
+    ...L2,
+    '--device',
+    'lab',
+    '--bridge',
+    'br0',
+    '--address',
+    '10.7.0.1/24,fd07::1/64',
+    '--mtu',
+    '576',
+  ]);
+  t.match(full.segments, [
+    {
+      vni: 42,
+      device: 'lab',
+      bridge: 'br0',
+      addresses: [
+        { family: 4, text: '10.7.0.1', length: 24, bytes: Uint8Array.of(10, 7, 0, 1) },
+        { family: 6, text: 'fd07::1', length: 64 },
+      ],
+      mtu: 576,
+    },
+  ]);
+  t.same(run(BASE).segments, [], 'none in layer 3');
+});
+
+t.test('layer 2: several networks in the file', async (t) => {
+  const file = (networks: unknown, more: object = {}) => [
+    '--config',
+    'c.json',
+    JSON.stringify({ mode: 'l2', networks, ...more }),
+  ];
+  const read = ([flag, path, text]: string[], argv: string[] = []): Config =>
+    run([flag, path, ...argv], {}, () => text);
+  const line = ([flag, path, text]: string[], argv: string[] = [], env: Record<string, string> = {}): string =>
+    complaint([flag, path, ...argv], env, () => text);
+  const two = [
+    { vni: 42, bridge: 'br0' },
+    { vni: '43', device: 'lab', address: ['10.8.0.1/24', 'fd08::1/64'], mtu: 1400 },
+  ];
+  const config = read(file(two, { 'mac-age': 60 }));
+  t.match(config, { device: 'weft42', macAge: 60 });
+  t.match(config.segments, [
+    { vni: 42, device: 'weft42', bridge: 'br0', addresses: [], mtu: undefined },
+    { vni: 43, device: 'lab', bridge: undefined, addresses: [{ text: '10.8.0.1' }, { text: 'fd08::1' }], mtu: 1400 },
+  ]);
+  t.equal(read(file(Array.from({ length: 16 }, (_, vni) => ({ vni })))).segments.length, 16);
+
+  const cases: [what: string, expected: RegExp, networks: unknown, more?: object][] = [
+    ['none', /^config file c\.json: "networks": 0 networks: expected 1 to 16$/, []],
+    ['too many', /"networks": 17 networks/, Array.from({ length: 17 }, (_, vni) => ({ vni }))],
+    ['no list', /"networks": expected a list of networks, not Object$/, { vni: 42 }],
+    ['no network', /"networks\.0": expected a network, e\.g\. {"vni":42}, not 42$/, [42]],
+    [
+      'no VNI',
+      /^config file c\.json: "networks\.1\.vni": missing: --mode l2 expects a VXLAN network identifier/,
+      [{ vni: 1 }, {}],
+    ],
+    ['a VNI that is none', /"networks\.0\.vni" "16777216": expected a VXLAN network identifier/, [{ vni: 16_777_216 }]],
+    ['an address', /"networks\.0\.address": "10\.7\.0\.1" is not a CIDR/, [{ vni: 1, address: '10.7.0.1' }]],
+    ['an unknown key', /unknown key "networks\.0\.vin"$/, [{ vin: 42 }]],
+    ['a key of all', /unknown key "networks\.0\.mac-age"$/, [{ vni: 42, 'mac-age': 60 }]],
+    ['a VNI twice', /"networks": VNI 42 is listed twice$/, [{ vni: 42 }, { vni: 42, device: 'x' }]],
+    ['a device twice', /"networks": device weft42 is listed twice$/, [{ vni: 42 }, { vni: 7, device: 'weft42' }]],
+    ['one beside them', /"mtu": say it of a network: config file c\.json: "networks" is given$/, two, { mtu: 1400 }],
+    ['layer 3', /"networks": is for --mode l2; the prefixes of layer 3 are "network"$/, two, { mode: 'l3' }],
+  ];
+  for (const [what, expected, networks, more] of cases) t.match(line(file(networks, more)), expected, what);
+  t.match(line(file(two), ['--vni', '42']), /^--vni: say it of a network: config file c\.json: "networks" is given$/);
+  t.match(line(file(two), [], { WEFT_BRIDGE: 'br1' }), /^WEFT_BRIDGE: say it of a network/);
+});
+
+t.test('layer 2: mistakes', async (t) => {
+  const cases: [what: string, argv: string[], expected: RegExp][] = [
+    ['mode', ['--mode', 'l4'], /^--mode "l4": expected l3 or l2$/],
+    ['no VNI', ['--mode', 'l2'], /^--vni: missing: --mode l2 expects a VXLAN network identifier, 0 to 16777215$/],
+    ['VNI', [...L2, '--vni', '16777216'], /^--vni "16777216": expected a VXLAN network identifier/],
+    ['network', [...L2, '--network', '10.5.0.0/16'], /^--network: is for --mode l3: layer 2 has no subnets$/],
+    ['subnet', [...L2, '--peers', 'p', '--subnet', '10.5.0.0/24'], /^--subnet: is for --mode l3/],
+    ['subnet length', [...L2, '--subnet-len', '24'], /^--subnet-len: is for --mode l3/],
+    ['subnet.env', [...L2, '--subnet-file', '/f'], /^--subnet-file: is for --mode l3/],
+    ['backend', [...L2, '--backend', 'udp'], /^--backend: is for --mode l3/],
+    ['strict', [...L2, '--source-check', 'strict'], /^--source-check strict: is for --mode l3: .* peer or off$/],
+    ['address without length', [...L2, '--address', '10.7.0.1'], /^--address: "10\.7\.0\.1" is not a CIDR/],
+    ['two of a family', [...L2, '--address', '10.7.0.1/24,10.8.0.1/24'], /10\.7\.0\.1 and 10\.8\.0\.1 are both IPv4/],
+    ['multicast', [...L2, '--address', '224.0.0.5/24'], /^--address: .*multicast/],
+    ['in itself', [...L2, '--device', 'br0', '--bridge', 'br0'], /^--bridge: br0 is the device itself/],
+    ['source ports', [...L2, '--source-ports', '9'], /^--source-ports "9": expected a number, 1 to 8$/],
+    ['checksum', [...L2, '--outer-checksum', 'no'], /^--outer-checksum "no": expected on or off$/],
+    ['DF', [...L2, '--outer-df', 'off'], /^--outer-df "off": expected set or unset$/],
+    ['DSCP', [...L2, '--dscp', 'copy'], /^--dscp "copy": expected zero or inherit$/],
+    ['age', [...L2, '--mac-age', '9'], /^--mac-age "9": expected seconds, 10 to 1000000$/],
+    ['table', [...L2, '--mac-table', '1023'], /^--mac-table "1023": expected a number, 1024 to 1000000$/],
+    [
+      'share',
+      [...L2, '--mac-table', '1024', '--mac-per-peer', '1025'],
+      /^--mac-per-peer 1025: expected at most --mac-table, 1024$/,
+    ],
+    ['unknown unicast', [...L2, '--unknown-unicast', 'yes'], /^--unknown-unicast "yes": expected flood or drop$/],
+    ['storm', [...L2, '--storm-limit', '0'], /^--storm-limit "0": expected off or frames a second/],
+    ['mtu too large', [...L2, '--mtu', '65486'], /^--mtu: 65486: expected at most 65485 in layer 2$/],
+    ['embedded with peers', [...L2, '--registry', 'embedded', '--peers', 'p'], /^--peers: is for --registry static/],
+    ['static without', [...L2, '--registry', 'static'], /^--peers: missing: --registry static expects/],
+  ];
+  for (const [what, argv, expected] of cases) t.match(complaint(argv), expected, what);
+  for (const [flag, text] of [
+    ['vni', '42'],
+    ['bridge', 'br0'],
+    ['address', '10.7.0.1/24'],
+    ['source-ports', '4'],
+    ['mac-age', '300'],
+    ['mac-table', '65536'],
+    ['mac-per-peer', '100'],
+    ['unknown-unicast', 'flood'],
+    ['storm-limit', '10000'],
+  ]) {
+    const expected = /: is for --mode l2: give that, or leave it out$/;
+    t.match(complaint([...BASE, `--${flag}`, text]), expected, `${flag}, even if it says what is so anyway`);
+    t.match(complaint(BASE, { [environmentName(flag)]: text }), expected);
+  }
+  t.match(run([...BASE, '--dscp', 'inherit', '--outer-df', 'unset', '--outer-checksum', 'off']), {
+    inheritDscp: true,
+    outerDf: false,
+    outerChecksum: false,
+  });
+});
+
+t.test('the examples in the help are taken', async (t) => {
+  const help = parseConfig(['--help'], {}, noFile);
+  const text = help.kind === 'help' ? help.text : '';
+  const lines = [...text.matchAll(/^ {2}\w?# weftd (.*)$/gm)].map((found) => found[1]);
+  t.ok(lines.length >= 9);
+  // Files are printed before the command that reads them.
+  const files = [...text.matchAll(/# cat \S+\.json\n((?: {2,}[^#\n]*\n)+)/g)].map((found) => found[1]);
+  for (const line of lines) {
+    const argv = line.split(' ');
+    t.doesNotThrow(() => run(argv, {}, () => files.shift() ?? ''), line);
+  }
+  t.equal(files.length, 0);
+  const peers = [...text.matchAll(/^ {2}(\{"peers":[^#]*?\]\})$/gm)].map((found) => found[1]);
+  t.equal(peers.length, 2);
+  t.equal((await parsePeers(peers[0], { mode: 'l3', port: 1 })).length, 2);
+  t.equal((await parsePeers(peers[1], { mode: 'l2', port: 1 })).length, 3);
 });

@@ -18,6 +18,7 @@ import {
   parseAddress,
   parseCidr,
 } from './cidr.js';
+import { DEFAULT_PORTS, type Mode } from './encapsulation.js';
 
 /** The subnets of one network that are given out. */
 export interface NetworkPool {
@@ -30,13 +31,20 @@ export interface NetworkPool {
 }
 
 export interface NetworkConfig {
-  /** IPv4 first; one or two. */
+  /** IPv4 first; one or two, and none in layer 2. */
   readonly pools: readonly NetworkPool[];
-  readonly backend: { readonly type: 'udp'; readonly port: number };
+  readonly backend: { readonly type: (typeof BACKENDS)[Mode]; readonly port: number };
 }
 
-/** What the options ask for. Lists have at most one entry per family. */
+/** flannel's names of the two encapsulations. */
+const BACKENDS = { l3: 'udp', l2: 'vxlan' } as const satisfies Record<Mode, string>;
+
+/** What a registry of this configuration is for. */
+export const modeOf = ({ backend }: NetworkConfig): Mode => (backend.type === BACKENDS.l2 ? 'l2' : 'l3');
+
+/** What the options ask for. Lists have at most one entry per family; layer 2 has none in them. */
 export interface ConfigWish {
+  readonly mode: Mode;
   readonly networks: readonly Cidr[];
   /** One for each network in its order, or empty. */
   readonly subnetLengths: readonly number[];
@@ -46,7 +54,6 @@ export interface ConfigWish {
   readonly port: number | undefined;
 }
 
-export const DEFAULT_PORT = 8285;
 const FAMILIES = [4, 6] as const;
 
 /** The length of a subnet when nobody says; the most it may be: four addresses, for a tunnel and a bridge. */
@@ -62,7 +69,9 @@ const ofFamily = <T extends { readonly family: 4 | 6 }>(family: 4 | 6, items: re
 
 /** Makes a config of what is asked for and flannel's defaults. Throws a RangeError of one line that names the option. */
 export function makeNetworkConfig(wish: ConfigWish): NetworkConfig {
-  const { networks, subnetLengths, mins, maxs } = wish;
+  const { mode, networks, subnetLengths, mins, maxs } = wish;
+  const backend = { type: BACKENDS[mode], port: wish.port ?? DEFAULT_PORTS[mode] };
+  if (mode === 'l2') return { pools: [], backend };
   if (networks.length === 0) throw new RangeError('--network: missing: expected a prefix, e.g. 10.5.0.0/16');
   if (subnetLengths.length > 0 && subnetLengths.length !== networks.length) {
     throw new RangeError(`--subnet-len ${subnetLengths}: expected one for each of --network ${texts(networks)}`);
@@ -77,7 +86,7 @@ export function makeNetworkConfig(wish: ConfigWish): NetworkConfig {
       ? []
       : [makePool(networks[at], subnetLengths[at], ofFamily(family, mins), ofFamily(family, maxs), FLAGS)];
   });
-  return { pools, backend: { type: wish.backend ?? 'udp', port: wish.port ?? DEFAULT_PORT } };
+  return { pools, backend };
 }
 
 /** What the parts of a pool are called where they came from. */
@@ -139,6 +148,8 @@ export function disagreement(config: NetworkConfig, wish: ConfigWish): string | 
   const differs = (flag: string, wished: string, found: string): string | undefined =>
     wished === found ? undefined : `${flag} ${wished}, but the registry says ${found}`;
 
+  const mode = differs('--mode', wish.mode, modeOf(config));
+  if (mode !== undefined) return mode;
   const { networks, subnetLengths, port } = wish;
   const pools = FAMILIES.flatMap((family) => ofFamily(family, config.pools) ?? []);
   const wished = FAMILIES.flatMap((family) => ofFamily(family, networks) ?? []);
@@ -221,8 +232,8 @@ const configSchema = v.object({
   IPv6SubnetMax: address,
   Backend: v.optional(
     v.object({
-      Type: v.literal('udp'),
-      Port: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535)), DEFAULT_PORT),
+      Type: v.picklist(Object.values(BACKENDS)),
+      Port: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535))),
     }),
     { Type: 'udp' },
   ),
@@ -246,8 +257,15 @@ export function configFromJson(json: unknown): NetworkConfig {
     }
     return [makePool(network, values[keys.length], min, max, keys)];
   });
-  if (pools.length === 0) throw new RangeError('EnableIPv4 and EnableIPv6 are both false');
-  return { pools, backend: { type: values.Backend.Type, port: values.Backend.Port } };
+  const { Type: type, Port } = values.Backend;
+  const mode = type === BACKENDS.l2 ? 'l2' : 'l3';
+  if (mode === 'l3' && pools.length === 0) throw new RangeError('EnableIPv4 and EnableIPv6 are both false');
+  if (mode === 'l2' && pools.length > 0) {
+    throw new RangeError(
+      `Backend.Type: ${type} is for layer 2, which has no networks: expected ${BACKENDS.l3}, or EnableIPv4 and EnableIPv6 false`,
+    );
+  }
+  return { pools, backend: { type, port: Port ?? DEFAULT_PORTS[mode] } };
 }
 
 /** True when these are what the config could have given out: one of each pool, and nothing else. */

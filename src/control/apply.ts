@@ -5,7 +5,14 @@
 import { setImmediate } from 'node:timers/promises';
 import type { PeerRef } from '../dataplane/peers.js';
 import type { Tables } from '../dataplane/tables.js';
-import { EMPTY_PLAN, type Plan, type PlannedPeer, type PlannedRoute } from './plan.js';
+import {
+  EMPTY_PLAN,
+  type Plan,
+  type PlannedMac,
+  type PlannedNeighbour,
+  type PlannedPeer,
+  type PlannedRoute,
+} from './plan.js';
 import { type Action, reconcile } from './reconcile.js';
 
 /** Actions between commits: bounds the pessimistic room that uncommitted routes reserve, and how long others wait. */
@@ -58,8 +65,12 @@ export class Applier {
   #do(action: Action): void {
     if (action.kind === 'add-peer') this.#addPeer(action.peer);
     else if (action.kind === 'set-mtu') this.#tables.setPeerMtu(this.#known(action.peer), action.mtu);
+    else if (action.kind === 'set-neighbour') this.#setNeighbour(action.neighbour);
+    else if (action.kind === 'set-mac') this.#setMac(action.mac);
     else if (action.kind === 'set-route') this.#setRoute(action.route, action.route.peer);
     else if (action.kind === 'remove-route') this.#removeRoute(action.route);
+    else if (action.kind === 'remove-mac') this.#removeMac(action.mac);
+    else if (action.kind === 'remove-neighbour') this.#removeNeighbour(action.neighbour);
     else this.#removePeer(action.peer);
   }
 
@@ -67,9 +78,33 @@ export class Applier {
     if (action.kind === 'add-peer') this.#removePeer(action.peer);
     else if (action.kind === 'set-mtu') this.#tables.setPeerMtu(this.#known(action.peer), action.before);
     else if (action.kind === 'remove-route') this.#setRoute(action.route, action.route.peer);
+    else if (action.kind === 'remove-mac') this.#setMac(action.mac);
+    else if (action.kind === 'remove-neighbour') this.#setNeighbour(action.neighbour);
     else if (action.kind === 'remove-peer') this.#addPeer(action.peer);
-    else if (action.before === undefined) this.#removeRoute(action.route);
+    else if (action.kind === 'set-neighbour') {
+      if (action.before === undefined) this.#removeNeighbour(action.neighbour);
+      else this.#setNeighbour(action.before);
+    } else if (action.kind === 'set-mac') {
+      if (action.before === undefined) this.#removeMac(action.mac);
+      else this.#setMac(action.before);
+    } else if (action.before === undefined) this.#removeRoute(action.route);
     else this.#setRoute(action.route, action.before);
+  }
+
+  #setNeighbour({ network, addressBytes, macBytes, router, peer }: PlannedNeighbour): void {
+    this.#tables.setNeighbour(network, addressBytes, macBytes, router, this.#known(peer));
+  }
+
+  #removeNeighbour({ network, addressBytes }: PlannedNeighbour): void {
+    this.#tables.removeNeighbour(network, addressBytes);
+  }
+
+  #setMac({ network, macBytes, peer }: PlannedMac): void {
+    this.#tables.setMac(network, macBytes, this.#known(peer));
+  }
+
+  #removeMac({ network, macBytes }: PlannedMac): void {
+    this.#tables.removeMac(network, macBytes);
   }
 
   #setRoute(route: PlannedRoute, peer: string): void {

@@ -21,6 +21,11 @@ export interface Cidr extends Prefix {
   readonly text: string;
 }
 
+/** An address of an interface, with the length of the prefix that is on its link. */
+export interface InterfaceAddress extends Address {
+  readonly length: number;
+}
+
 /** Parses an address. Throws a RangeError that says what is wrong with it. */
 export function parseAddress(text: string): Address {
   if (ipaddr.IPv4.isValidFourPartDecimal(text)) {
@@ -41,6 +46,7 @@ export function rangeOf(address: Address): string {
 
 /** Ranges that name no host; link-local names one only together with an interface. Loopback is for trying out. */
 const NO_HOST = new Set(['unspecified', 'linkLocal', 'multicast', 'broadcast']);
+const NO_STATION = new Set(['unspecified', 'loopback', 'multicast', 'broadcast']);
 const NO_NETWORK = new Set([...NO_HOST, 'loopback']);
 
 /** Parses the underlay address of a host. Throws a RangeError for one that names no single host. */
@@ -48,6 +54,14 @@ export function parseHostAddress(text: string): Address {
   const address = parseAddress(text);
   const range = rangeOf(address);
   if (NO_HOST.has(range)) throw new RangeError(`"${text}" is a ${words(range)} address`);
+  return address;
+}
+
+/** Parses the address of a station on a network, which may be link-local. Throws a RangeError for one that names none. */
+export function parseNeighbourAddress(text: string): Address {
+  const address = parseAddress(text);
+  const range = rangeOf(address);
+  if (NO_STATION.has(range)) throw new RangeError(`"${text}" is a ${words(range)} address`);
   return address;
 }
 
@@ -63,6 +77,12 @@ export function parseCidr(text: string): Cidr {
 
 /** The prefix of an address on it: `10.5.1.0/24` of `10.5.1.1/24`. Throws a RangeError: not a CIDR, or not unicast. */
 export const parsePrefixOf = (text: string): Cidr => parseAddressAndLength(text).prefix;
+
+/** Parses `address/length` of an interface, to which host bits belong. Throws a RangeError: not that, or not unicast. */
+export function parseInterfaceAddress(text: string): InterfaceAddress {
+  const { address, prefix } = parseAddressAndLength(text);
+  return { ...address, length: prefix.length };
+}
 
 function parseAddressAndLength(text: string): { readonly address: Address; readonly prefix: Cidr } {
   const match = /^([^/]+)\/(0|[1-9]\d{0,2})$/.exec(text);

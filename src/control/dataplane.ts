@@ -2,7 +2,7 @@
  * The dataplane as control sees it: the shared memory, the tables, and the worker threads on the descriptors that main opened.
  *
  * A worker that throws or dies is started again on the same descriptors, after a delay that doubles while it keeps dying;
- * packets wait in the kernel's queues meanwhile. If it died because the device is gone (someone deleted it), the device is
+ * packets wait in the kernel's queues meanwhile. If it died because a device is gone (someone deleted it), that device is
  * made anew first, once no worker holds the old one. Workers post no messages: all is read from the shared memory.
  */
 import { closeSync, writeSync } from 'node:fs';
@@ -14,18 +14,22 @@ import { DEFAULT_MEMORY, EngineMemory, type MemoryOptions } from '../io/memory.j
 import { OFFLOADS, offloadNames } from '../io/offloads.js';
 import { SetupError } from '../io/setup-error.js';
 import { addressOf, errnoText, eventfd } from '../io/syscalls.js';
+import { socketDrops } from '../io/udp.js';
 import type { EventLog } from './event-log.js';
 import { reasonOf } from './reason.js';
 import { Backoff, sleep } from './waiting.js';
 
-/** How often the refused offloads are looked at. */
+/** How often the refused offloads, and whether workers take turns, are looked at. */
 const LOOK_EVERY = 250;
 const START_WITHIN = 5000;
 const STOP_WITHIN = 700;
 /** A worker that ran this long is well: its next restart is quick again. */
 const WELL_AFTER = 60_000;
 
-/** What a worker throws when the device has been deleted under it. */
+/** Looks that found no turn; a worker sleeps at most 500 ms. Looks, not time: main may have been asleep as well. */
+const STUCK_AFTER = 20;
+
+/** What a worker throws when a device has been deleted under it. */
 const DEVICE_LOST = 'DEVICE_LOST';
 
 /** Adds 1 to an eventfd, in the machine's byte order (io/syscalls.ts: little-endian). */
@@ -41,13 +45,15 @@ export interface DataplaneOptions {
 
 /** What workers work on. Descriptors belong to main. */
 export interface DataplaneIo {
-  /** One device descriptor a worker. */
-  readonly deviceFds: readonly number[];
+  /** By worker: a descriptor of the device of each network. */
+  readonly deviceFds: readonly (readonly number[])[];
   /** By worker: the IPv4 and the IPv6 socket, -1 where there is none. */
   readonly socketFds: readonly (readonly [number, number])[];
+  /** By worker: the IPv4 and the IPv6 sockets that only send; empty where the others send. */
+  readonly senderFds: readonly (readonly [readonly number[], readonly number[]])[];
   readonly settings: EngineSettings;
-  /** Makes and sets up the device again; resolves to its new descriptors. No worker holds the old ones then. */
-  readonly reopenDevice: () => Promise<readonly number[]>;
+  /** Makes and sets up lost devices again; resolves to what `deviceFds` is then. No worker holds the old ones. */
+  readonly reopenDevices: () => Promise<readonly (readonly number[])[]>;
 }
 
 interface Slot {
@@ -56,6 +62,10 @@ interface Slot {
   readonly backoff: Backoff;
   worker: Worker | undefined;
   exited: Promise<void>;
+  /** Its last epoch, and how many looks have found it unchanged. */
+  epoch: number;
+  looks: number;
+  stuck: boolean;
 }
 
 export class Dataplane {
@@ -85,7 +95,7 @@ export class Dataplane {
       const wakeFd = eventfd();
       if (wakeFd < 0) throw new SetupError('NO_EVENTFD', `cannot make an eventfd: ${errnoText(wakeFd)}`);
       const backoff = new Backoff(100, 5000);
-      return { index, wakeFd, backoff, worker: undefined, exited: Promise.resolve() };
+      return { index, wakeFd, backoff, worker: undefined, exited: Promise.resolve(), epoch: 0, looks: 0, stuck: false };
     });
     this.tables = new Tables(this.memory, () => this.wake());
   }
@@ -95,9 +105,15 @@ export class Dataplane {
     return this.#restarts;
   }
 
-  /** Workers that run now. */
+  /** Workers that run now, and take turns. */
   get running(): number {
-    return this.#slots.filter((slot) => slot.worker !== undefined).length;
+    return this.#slots.filter((slot) => slot.worker !== undefined && !slot.stuck).length;
+  }
+
+  /** Messages that the kernel dropped because a socket's buffer was full. */
+  get socketDrops(): number {
+    const fds = this.#io?.socketFds.flat().filter((fd) => fd >= 0) ?? [];
+    return fds.reduce((sum, fd) => sum + socketDrops(fd), 0);
   }
 
   /** Offloads in use: what was granted less what the kernel refused since. */
@@ -137,7 +153,10 @@ export class Dataplane {
     };
     await Promise.race([failed, started()]);
     this.#startFailed = undefined;
-    this.#timer = setInterval(() => this.#lookAtOffloads(), LOOK_EVERY);
+    this.#timer = setInterval(() => {
+      this.#lookAtOffloads();
+      this.#lookAtTurns();
+    }, LOOK_EVERY);
   }
 
   /**
@@ -166,8 +185,9 @@ export class Dataplane {
     const workerData: WorkerData = {
       shared: this.memory.share(),
       worker: index,
-      deviceFd: io.deviceFds[index],
+      deviceFds: io.deviceFds[index],
       socketFds: [socket4, socket6],
+      senderFds: io.senderFds[index],
       wakeFd,
       settings: {
         ...io.settings,
@@ -220,16 +240,16 @@ export class Dataplane {
     this.#spawn(slot, this.#io);
   }
 
-  /** Waits until no worker holds the lost device, then makes it anew, however often that takes. */
+  /** Waits until no worker holds a lost device, then makes it anew, however often that takes. */
   async #reopen(): Promise<void> {
     const { log } = this.#options;
     const { signal } = this.#stop;
     const backoff = new Backoff(200, 5000);
     let said: string | undefined;
-    while (this.running > 0 && !signal.aborted) await sleep(10, signal);
+    while (this.#slots.some((slot) => slot.worker !== undefined) && !signal.aborted) await sleep(10, signal);
     while (this.#io && !signal.aborted) {
       try {
-        this.#io = { ...this.#io, deviceFds: await this.#io.reopenDevice() };
+        this.#io = { ...this.#io, deviceFds: await this.#io.reopenDevices() };
         log.warn('device_reopened');
         return;
       } catch (error) {
@@ -237,6 +257,22 @@ export class Dataplane {
         if (reason !== said) log.error('device_lost', { reason });
         said = reason;
         await sleep(backoff.next(), signal);
+      }
+    }
+  }
+
+  /** A thread that dies in the kernel does not say so; but one that lives takes a turn twice a second, whatever happens. */
+  #lookAtTurns(): void {
+    const epochs = this.shared.epochs();
+    for (const slot of this.#slots) {
+      if (epochs[slot.index] !== slot.epoch || slot.worker === undefined) {
+        if (slot.stuck) this.#options.log.warn('worker_moves', { worker: slot.index });
+        slot.epoch = epochs[slot.index];
+        slot.looks = 0;
+        slot.stuck = false;
+      } else if (++slot.looks === STUCK_AFTER) {
+        slot.stuck = true;
+        this.#options.log.error('worker_stuck', { worker: slot.index, effect: 'it forwards nothing: restart weftd' });
       }
     }
   }

@@ -14,7 +14,7 @@ import { join } from 'node:path';
 import type { Clock } from '../host/clock.js';
 import { FileLock } from '../host/file-lock.js';
 import { SetupError } from '../io/setup-error.js';
-import { type ConfigWish, configToJson, fits, type NetworkConfig, type NetworkPool } from './allocation.js';
+import { type ConfigWish, configToJson, fits, modeOf, type NetworkConfig, type NetworkPool } from './allocation.js';
 import { type Address, type Cidr, contains, parseCidr, parseHostAddress } from './cidr.js';
 import {
   type Acquired,
@@ -53,6 +53,8 @@ export interface EmbeddedOptions {
   readonly wish: ConfigWish;
   /** Our underlay addresses; the lease is known by the first. */
   readonly addresses: readonly Address[];
+  /** Layer 2: the networks that we are in; the lease names them. */
+  readonly vnis?: readonly number[];
   /** Milliseconds from a renewal to the end of the lease; it is renewed at a third. */
   readonly ttl: number;
   readonly clock: Clock;
@@ -270,10 +272,10 @@ export class EmbeddedRegistry implements Registry {
   }
 
   async #acquire(prefer: readonly Cidr[]): Promise<Acquired> {
-    const { ttl } = this.#options;
+    const { ttl, vnis = [] } = this.#options;
     const session = this.#session;
     if (!session) throw new RegistryAway(`${this.name}: is not open`);
-    const acquired = await session.store.acquire({ addresses: this.#texts, prefer, ttl }, session.config);
+    const acquired = await session.store.acquire({ addresses: this.#texts, prefer, ttl, vnis }, session.config);
     this.#expires = acquired.expires;
     this.#renewAt = acquired.expires - (ttl * 2) / 3;
     return acquired;
@@ -363,13 +365,17 @@ export class EmbeddedRegistry implements Registry {
 
   /** Someone took our lease away, or changed it: see to it at once. */
   #lookAtOwn(lease: Lease | undefined): void {
-    const same = lease?.subnets.every((text, i) => text === this.#inUse?.subnets[i]?.text) ?? false;
+    const { vnis = [] } = this.#options;
+    const same =
+      lease?.subnets.every((text, i) => text === this.#inUse?.subnets[i]?.text) &&
+      lease.vnis.length === vnis.length &&
+      lease.vnis.every((vni) => vnis.includes(vni));
     if (!same) this.#renewAt = 0;
   }
 
   /** A peer by the first of its addresses that we have an underlay for. */
   #toRecord(lease: Lease, config: NetworkConfig): PeerRecord | undefined {
-    const { host, subnets } = lease;
+    const { host, subnets, vnis } = lease;
     try {
       return makeRecord({
         id: host,
@@ -377,6 +383,7 @@ export class EmbeddedRegistry implements Registry {
         address: this.#reach(lease, config),
         port: config.backend.port,
         subnets,
+        vnis,
         ecn: true,
       });
     } catch (error) {
@@ -387,8 +394,9 @@ export class EmbeddedRegistry implements Registry {
   }
 
   /** The address by which we reach a host. Throws a RangeError if its lease would make the whole plan impossible. */
-  #reach({ addresses, subnets }: Lease, config: NetworkConfig): string {
+  #reach({ addresses, subnets, vnis }: Lease, config: NetworkConfig): string {
     if (!fits(subnets.map(parseCidr), config)) throw new RangeError(`${subnets.join(', ')} cannot be of this network`);
+    if (modeOf(config) === 'l2' && vnis.length === 0) throw new RangeError('it names no VNI');
     const families = this.#options.addresses.map((address) => address.family);
     const address = addresses.map(parseHostAddress).find(({ family }) => families.includes(family));
     if (!address) throw new RangeError(`none of ${addresses.join(', ')} is of a family that our underlay has`);

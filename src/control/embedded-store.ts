@@ -2,13 +2,13 @@
  * The embedded registry's data: one LMDB environment that the daemons of one machine share.
  *
  *   ['meta', 'format' | 'id' | 'config' | 'boot' | 'revision']
- *   ['lease', host]                 {addresses, subnets, ttl, expires}       host: the first of its underlay addresses
+ *   ['lease', host]                 {addresses, subnets, vnis, ttl, expires} host: the first of its underlay addresses
  *   ['subnet', cidr]                host                                     who has it
  *   ['address', address]            host                                     whose underlay address it is
  *   ['deadline', expires, host]     null                                     leases in the order in which they end
  *   ['log', revision]               host                                     what changed; the last LOG_KEPT of them
  *
- * Every change is one transaction, and what others must learn of it (who has which subnets) gets a revision and a line in the
+ * Every change is one transaction, and what others must learn of it (who has which subnets, or is in which networks) gets a revision and a line in the
  * log there. A renewal only moves a deadline: it is nobody's news, so it has neither.
  *
  * Deadlines are milliseconds of CLOCK_MONOTONIC, which nobody can set, and mean something only within one boot: the first
@@ -26,6 +26,7 @@ import { type Clock, processWorld } from '../host/clock.js';
 import { ensureDirectory } from '../host/directory.js';
 import { FileLock } from '../host/file-lock.js';
 import { SetupError } from '../io/setup-error.js';
+import { VNI_MOST } from '../packet/vxlan.js';
 import {
   type ConfigWish,
   chooseSubnets,
@@ -34,6 +35,7 @@ import {
   disagreement,
   fits,
   makeNetworkConfig,
+  modeOf,
   type NetworkConfig,
 } from './allocation.js';
 import { type Cidr, parseCidr } from './cidr.js';
@@ -70,6 +72,8 @@ export interface Lease {
   /** Underlay addresses, at most one of each family, `host` first. */
   readonly addresses: readonly string[];
   readonly subnets: readonly string[];
+  /** Layer 2: the networks that it is in. */
+  readonly vnis: readonly number[];
 }
 
 export interface LeaseWish {
@@ -79,6 +83,8 @@ export interface LeaseWish {
   readonly prefer: readonly Cidr[];
   /** Milliseconds from one renewal until the lease ends. */
   readonly ttl: number;
+  /** Layer 2: the networks that we are in, in any order. */
+  readonly vnis?: readonly number[];
 }
 
 export interface Acquired {
@@ -104,6 +110,8 @@ export interface Change {
 const leaseSchema = v.object({
   addresses: v.pipe(v.array(v.string()), v.minLength(1)),
   subnets: v.array(v.pipe(v.string(), v.check(isCidr))),
+  // Leases from before layer 2 have none.
+  vnis: v.optional(v.array(v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(VNI_MOST))), []),
   ttl: v.number(),
   expires: v.number(),
 });
@@ -185,7 +193,10 @@ export class EmbeddedStore {
   ): Promise<{ readonly config: NetworkConfig; readonly created: boolean }> {
     const { name } = this;
     const found = this.#config();
-    if (!found && !create) throw new RegistryAway(`${name}: has no network yet: run weft init, or give --network`);
+    if (!found && !create) {
+      const hint = wish.mode === 'l2' ? 'run weft init --mode l2' : 'run weft init, or give --network';
+      throw new RegistryAway(`${name}: has no network yet: ${hint}`);
+    }
     const mine = found ? undefined : makeNetworkConfig(wish);
     const created =
       mine !== undefined &&
@@ -202,14 +213,17 @@ export class EmbeddedStore {
     if (!config) throw new RegistryAway(`${name}: has lost its configuration`);
     const differs = disagreement(config, wish);
     if (differs !== undefined) {
-      throw new SetupError('CONFIG_DIFFERS', `${name}: ${differs}: leave it out, or choose another --registry-path`);
+      const mode = modeOf(config);
+      const hint = mode === wish.mode ? 'leave it out' : `give --mode ${mode}`;
+      throw new SetupError('CONFIG_DIFFERS', `${name}: ${differs}: ${hint}, or choose another --registry-path`);
     }
     return { config, created };
   }
 
   /**
    * Takes a lease or renews it, by flannel's rules: the lease of the same host if it fits the configuration, else what is
-   * preferred if it is free and fits, else a random one of the first free ones. Rejects with a SetupError EXHAUSTED.
+   * preferred if it is free and fits, else a random one of the first free ones. In layer 2 there are no subnets to be had: the
+   * lease says who is in which networks. Rejects with a SetupError EXHAUSTED.
    */
   acquire(wish: LeaseWish, config: NetworkConfig): Promise<Acquired> {
     return this.#write(() => {
@@ -224,7 +238,7 @@ export class EmbeddedStore {
       const kept = earlier?.subnets.map(parseCidr);
       let how: Acquired['how'] = 'taken over';
       let subnets = kept && fits(kept, config) ? kept : undefined;
-      if (!subnets && fits(wish.prefer, config) && !wish.prefer.some(taken)) {
+      if (!subnets && wish.prefer.length > 0 && fits(wish.prefer, config) && !wish.prefer.some(taken)) {
         how = 'reused';
         subnets = [...wish.prefer];
       }
@@ -243,7 +257,8 @@ export class EmbeddedStore {
       }
       const expires = now + wish.ttl;
       const texts = subnets.map((subnet) => subnet.text);
-      this.#put(host, { addresses: [...wish.addresses], subnets: texts, ttl: wish.ttl, expires }, mine);
+      const vnis = [...(wish.vnis ?? [])].sort((a, b) => a - b);
+      this.#put(host, { addresses: [...wish.addresses], subnets: texts, vnis, ttl: wish.ttl, expires }, mine);
       return { subnets, how, expires };
     });
   }
@@ -346,8 +361,9 @@ export class EmbeddedStore {
   #put(host: string, lease: StoredLease, before: StoredLease | undefined): void {
     const news =
       before === undefined ||
-      !sameTexts(before.subnets, lease.subnets) ||
-      !sameTexts(before.addresses, lease.addresses);
+      !sameItems(before.subnets, lease.subnets) ||
+      !sameItems(before.vnis, lease.vnis) ||
+      !sameItems(before.addresses, lease.addresses);
     if (before) {
       this.#db.removeSync(['deadline', before.expires, host]);
       if (news) this.#removeIndex(before);
@@ -469,10 +485,10 @@ function parseLease(value: unknown): StoredLease | undefined {
 }
 
 const toLease = (host: string, stored: StoredLease | undefined): Lease | undefined =>
-  stored && { host, addresses: stored.addresses, subnets: stored.subnets };
+  stored && { host, addresses: stored.addresses, subnets: stored.subnets, vnis: stored.vnis };
 
-const sameTexts = (a: readonly string[], b: readonly string[]): boolean =>
-  a.length === b.length && a.every((text, i) => text === b[i]);
+const sameItems = <T extends string | number>(a: readonly T[], b: readonly T[]): boolean =>
+  a.length === b.length && a.every((item, i) => item === b[i]);
 
 /** What the file system says; some of it passes. */
 export function unusable(name: string, error: unknown): SetupError {

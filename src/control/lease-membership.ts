@@ -15,7 +15,8 @@ import { WarmRegistry } from './warm-registry.js';
 /** Rejects with a SetupError. */
 export async function byLease(options: MembershipOptions): Promise<Membership> {
   const { wish, configWish, stateDir, addresses, log } = options;
-  const subnetFile = wish.subnetFile ?? join(stateDir, 'subnet.env');
+  // In layer 2 there is no subnet to tell of.
+  const subnetFile = wish.mode === 'l2' ? undefined : (wish.subnetFile ?? join(stateDir, 'subnet.env'));
   if (resolve(stateDir) === resolve(wish.registryPath)) {
     throw new SetupError('SAME_DIRECTORY', `--state-dir ${stateDir} is the registry: give this daemon one of its own`);
   }
@@ -26,6 +27,7 @@ export async function byLease(options: MembershipOptions): Promise<Membership> {
     path: wish.registryPath,
     wish: configWish,
     addresses,
+    vnis: wish.segments.map(({ vni }) => vni),
     ttl: wish.leaseTtl * 1000,
     clock,
     log,
@@ -41,7 +43,12 @@ export async function byLease(options: MembershipOptions): Promise<Membership> {
   };
   try {
     const remembered = state.recall(owner);
-    const joined = await joinOrRemember(embedded, options, remembered, await subnetsIn(subnetFile, log));
+    const joined = await joinOrRemember(
+      embedded,
+      options,
+      remembered,
+      subnetFile === undefined ? [] : await subnetsIn(subnetFile, log),
+    );
     const { config, subnets, how: lease, warm } = joined;
     // As often as a short lease is renewed, and often enough that a quiet registry is never remembered as an old one.
     const confirmEvery = Math.min(20_000, (wish.leaseTtl * 1000) / 3, Math.max(500, (wish.staleLimit * 1000) / 4));
@@ -81,7 +88,7 @@ async function joinOrRemember(
   try {
     return await embedded.join(prefer, {
       // Who remembers a registry does not make one: it is away, perhaps not mounted yet, and the others are in it.
-      create: remembered === undefined && wish.networks.length > 0,
+      create: remembered === undefined && (wish.mode === 'l2' || wish.networks.length > 0),
       patience: remembered === undefined || tooOld ? PATIENCE.first : PATIENCE.running,
     });
   } catch (error) {

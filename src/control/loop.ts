@@ -8,7 +8,7 @@
 import { SetupError } from '../io/setup-error.js';
 import type { Applier } from './apply.js';
 import type { EventLog } from './event-log.js';
-import { parseAhead, planFor, type Self } from './plan.js';
+import { type Plan, parseAhead, planFor, type Self } from './plan.js';
 import { reasonOf } from './reason.js';
 import { type Records, reduceRecords } from './records.js';
 import type { Cursor, Registry, Trouble } from './registry.js';
@@ -36,6 +36,12 @@ export interface ControlLoopOptions {
   readonly self: Self;
   readonly applier: Pick<Applier, 'apply'>;
   readonly log: EventLog;
+}
+
+/** How many of each kind are in a plan; of those that only layer 2 has, where there are any. */
+function sizesOf({ peers, routes, macs, neighbours }: Plan): Readonly<Record<string, number>> {
+  const stations = macs.size > 0 ? { macs: macs.size, neighbours: neighbours.size } : {};
+  return { peers: peers.size, routes: routes.size, ...stations };
 }
 
 export class ControlLoop {
@@ -130,7 +136,7 @@ export class ControlLoop {
       let retry = false;
       try {
         const records = this.#records;
-        await parseAhead(records, signal);
+        await parseAhead(records, self, signal);
         if (signal.aborted) return;
         const plan = planFor(records, self);
         retry = true; // from here on a failure may be of the moment
@@ -140,8 +146,7 @@ export class ControlLoop {
         backoff.reset();
         this.#setRefused(undefined);
         const first = this.#settleFirst !== undefined; // the ready line tells of that one
-        if (actions > 0 && !first)
-          log.info('tables_applied', { peers: plan.peers.size, routes: plan.routes.size, actions });
+        if (actions > 0 && !first) log.info('tables_applied', { ...sizesOf(plan), actions });
         this.#settleFirst?.(undefined);
       } catch (error) {
         this.#failures++;

@@ -1,16 +1,19 @@
 /**
- * This host's place in the overlay: which subnets are its own, and the registry that tells of the others. With a static registry
- * the configuration says it; with the embedded one it is a lease, or, while that registry is away, what we remember of it.
+ * This host's place in the overlay: which subnets are its own (in layer 2 none are anybody's), and the registry that tells of the
+ * others. With a static registry the configuration says it; with the embedded one it is a lease, or, while that registry is away, what we remember of it.
  */
 import type { ConfigWish } from './allocation.js';
-import { DEFAULT_PORT } from './allocation.js';
 import type { Address, Cidr } from './cidr.js';
+import { DEFAULT_PORTS, type Mode } from './encapsulation.js';
 import type { EventLog } from './event-log.js';
 import type { Registry } from './registry.js';
 import { StaticRegistry } from './static-registry.js';
 
 /** Of the configuration, what says who we are. */
 export interface MembershipWish {
+  readonly mode: Mode;
+  /** The networks of layer 2. */
+  readonly segments: readonly { readonly vni: number }[];
   readonly registry: 'embedded' | 'static';
   readonly networks: readonly Cidr[];
   readonly subnets: readonly Cidr[];
@@ -60,8 +63,9 @@ export async function becomeMember(options: MembershipOptions): Promise<Membersh
   return byLease(options);
 }
 
-function byFile({ networks, subnets, subnetFile, peersFile = '', port = DEFAULT_PORT }: MembershipWish): Membership {
-  const registry = new StaticRegistry(peersFile, port);
+function byFile(wish: MembershipWish): Membership {
+  const { mode, networks, subnets, subnetFile, peersFile = '', port = DEFAULT_PORTS[mode] } = wish;
+  const registry = new StaticRegistry(peersFile, { mode, port });
   const none = { lease: undefined, secondsLeft: () => undefined, forwards: () => true, close: async () => {} };
   return { networks, subnets, port, registry, subnetFile, ...none };
 }

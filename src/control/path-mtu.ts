@@ -12,7 +12,7 @@ import type { SharedWords } from '../dataplane/shared.js';
 import type { Tables } from '../dataplane/tables.js';
 import type { Applier } from './apply.js';
 import type { EventLog } from './event-log.js';
-import { OVERHEAD, type PlannedPeer } from './plan.js';
+import type { PlannedPeer } from './plan.js';
 import { reasonOf } from './reason.js';
 
 const LOOK_EVERY = 250;
@@ -85,7 +85,7 @@ export class PathMtu {
     this.#asked = now;
     try {
       const refs = peers.map((peer) => applier.ref(peer.key));
-      const found = await query(peers.map((peer) => peer.address));
+      const found = await query([...new Set(peers.map((peer) => peer.address))]);
       peers.forEach((peer, i) => {
         const ref = refs[i];
         // The tables may have changed while the kernel was asked.
@@ -99,12 +99,17 @@ export class PathMtu {
     }
   }
 
+  /** A path is that of the peer in every network. */
   #collectSuspects(): void {
     const { applier, tables } = this.#options;
-    for (const key of applier.have.peers.keys()) {
+    const { peers } = applier.have;
+    const addresses = new Set<string>();
+    for (const { key, address } of peers.values()) {
       const ref = applier.ref(key);
-      if (ref !== undefined && tables.takeMtuSuspect(ref)) this.#suspects.add(key);
+      if (ref !== undefined && tables.takeMtuSuspect(ref)) addresses.add(address);
     }
+    if (addresses.size === 0) return;
+    for (const { key, address } of peers.values()) if (addresses.has(address)) this.#suspects.add(key);
   }
 
   /** A peer that is gone, or that was planned anew, starts afresh. */
@@ -134,7 +139,7 @@ export class PathMtu {
 
   #set(peer: PlannedPeer, ref: PeerRef, path: number | undefined, now: number): void {
     const before = this.#lowered.get(peer.key)?.mtu ?? peer.mtu;
-    const mtu = path === undefined ? before : Math.max(LEAST, Math.min(peer.mtu, path - OVERHEAD[peer.family]));
+    const mtu = path === undefined ? before : Math.max(LEAST, Math.min(peer.mtu, path - peer.overhead));
     if (mtu < peer.mtu) this.#lowered.set(peer.key, { ref, mtu, planned: peer.mtu, asked: now });
     else this.#lowered.delete(peer.key);
     if (mtu === before) return;

@@ -1,14 +1,17 @@
 /**
- * From records to what the tables should hold: which peers, and which prefix goes to whom. Pure.
+ * From records to what the tables should hold: which peers are in which network, and which prefix, MAC and neighbour is whose.
+ * Pure.
  *
- * This is where what no record shows alone is found: two owners of one subnet, two peers at one address, an address that
- * none of our sockets reaches. A set of records with such a flaw is refused whole, so what is in force stays.
+ * This is where what no record shows alone is found: two owners of one subnet or MAC, two peers at one address, an address
+ * that none of our sockets reaches. A set of records with such a flaw is refused whole, so what is in force stays.
  */
 import { setImmediate } from 'node:timers/promises';
 import type { Family } from '../dataplane/routes.js';
 import { MAX_PEERS } from '../io/memory.js';
-import { type Cidr, contains, overlaps, parseAddress, parseCidr } from './cidr.js';
-import type { PeerRecord, Records } from './records.js';
+import { type Address, type Cidr, contains, overlaps, parseAddress, parseCidr } from './cidr.js';
+import { INNER_MOST, type Mode, OVERHEAD } from './encapsulation.js';
+import { parseMac } from './mac.js';
+import type { PeerRecord, Records, StationMac } from './records.js';
 
 /** Layer 3 has one network; the tables are keyed by it all the same. */
 const NETWORK = 0;
@@ -16,9 +19,7 @@ const NETWORK = 0;
 /** Every link must carry IPv6 packets of this many bytes (RFC 8200 5). */
 const MTU_LEAST_IPV6 = 1280;
 
-/** Outer headers without options: IPv4 20, IPv6 40, and UDP 8 bytes. */
-export const OVERHEAD: Readonly<Record<Family, number>> = { 4: 28, 6: 48 };
-
+/** A record in one of our networks. */
 export interface PlannedPeer {
   /** Equal for two peers exactly when one record in the tables can serve for both: all but the MTU is in it. */
   readonly key: string;
@@ -30,7 +31,9 @@ export interface PlannedPeer {
   readonly bytes: Uint8Array;
   readonly port: number;
   readonly ecn: boolean;
-  /** Largest inner packet, in bytes. */
+  /** Bytes of the outer headers on the way to it. */
+  readonly overhead: number;
+  /** Largest inner packet, in layer 2 frame, in bytes. */
   readonly mtu: number;
 }
 
@@ -42,21 +45,46 @@ export interface PlannedRoute {
   readonly peer: string;
 }
 
+/** A station behind a peer. */
+export interface PlannedMac {
+  readonly key: string;
+  readonly network: number;
+  /** Canonical text, and six bytes. */
+  readonly mac: string;
+  readonly macBytes: Uint8Array;
+  /** Key of the peer that it is behind. */
+  readonly peer: string;
+}
+
+/** An IP address of one. */
+export interface PlannedNeighbour extends PlannedMac {
+  /** Canonical text, and network byte order. */
+  readonly address: string;
+  readonly addressBytes: Uint8Array;
+  readonly router: boolean;
+}
+
+/** Each by its key. */
 export interface Plan {
   readonly peers: ReadonlyMap<string, PlannedPeer>;
   readonly routes: ReadonlyMap<string, PlannedRoute>;
+  readonly macs: ReadonlyMap<string, PlannedMac>;
+  readonly neighbours: ReadonlyMap<string, PlannedNeighbour>;
 }
 
-export const EMPTY_PLAN: Plan = { peers: new Map(), routes: new Map() };
+export const EMPTY_PLAN: Plan = { peers: new Map(), routes: new Map(), macs: new Map(), neighbours: new Map() };
 
 /** What a plan must know of this host. */
 export interface Self {
   /** Underlay addresses that we have sockets on, canonical text; a record at one of them is our own. */
   readonly addresses: readonly { readonly family: Family; readonly text: string }[];
+  /** What is routed into the device: the overlay, in layer 2 the prefixes of the devices' addresses. */
   readonly networks: readonly Cidr[];
   readonly subnets: readonly Cidr[];
   /** MTU of the underlay interface, in bytes. */
   readonly underlayMtu: number;
+  /** Layer 2: our VNIs, by network. Empty in layer 3. */
+  readonly vnis: readonly number[];
 }
 
 interface Owned {
@@ -66,23 +94,35 @@ interface Owned {
   readonly order: string;
 }
 
-/** What a record comes to alone, kept as long as the record: of 10^5 subnets only the changed are parsed again. */
-const parsed = new WeakMap<PeerRecord, { readonly peer: Omit<PlannedPeer, 'mtu'>; readonly owned: readonly Owned[] }>();
+/** What a record comes to alone. */
+interface Parsed {
+  readonly underlay: Address;
+  /** By network that it is in. */
+  readonly peers: readonly Omit<PlannedPeer, 'mtu'>[];
+  readonly owned: readonly Owned[];
+  readonly macs: readonly PlannedMac[];
+  readonly neighbours: readonly PlannedNeighbour[];
+  /** For whom: `Self.vnis`. */
+  readonly vnis: readonly number[];
+}
 
-/** Subnets that are parsed before the event loop has its turn: some 20 ms' worth. */
+/** Kept as long as the record: of 10^5 subnets only the changed are parsed again. */
+const parsed = new WeakMap<PeerRecord, Parsed>();
+
+/** Subnets, MACs and neighbours that are parsed before the event loop has its turn: some 20 ms' worth. */
 const SLICE = 2000;
 
 /**
  * Parses what `planFor` will need, in slices, so that 10^5 subnets keep no signal and no scrape waiting. What does not parse is
  * left for `planFor` to say. Ends early when `signal` aborts.
  */
-export async function parseAhead(records: Records, signal: AbortSignal): Promise<void> {
+export async function parseAhead(records: Records, self: Self, signal: AbortSignal): Promise<void> {
   let since = 0;
   for (const record of records.values()) {
-    if (!parsed.has(record)) {
-      since += record.subnets.length;
+    if (parsed.get(record)?.vnis !== self.vnis) {
+      since += record.subnets.length + record.macs.length + record.neighbours.length;
       try {
-        parse(record);
+        parse(record, self);
       } catch {
         // said by planFor
       }
@@ -96,18 +136,22 @@ export async function parseAhead(records: Records, signal: AbortSignal): Promise
 
 /** Throws a RangeError, one line, that names the peers and what is wrong. */
 export function planFor(records: Records, self: Self): Plan {
+  const mode = modeOf(self);
   const own = new Set(self.addresses.map((address) => address.text));
   const families = new Set(self.addresses.map((address) => address.family));
   const peers = new Map<string, PlannedPeer>();
   const names = new Map<string, string>();
   const called = new Set<string>();
   const owned: Owned[] = [];
+  const macs: PlannedMac[] = [];
+  const neighbours: PlannedNeighbour[] = [];
   for (const record of records.values()) {
     if (own.has(record.address)) continue;
-    const { peer, owned: its } = parse(record);
-    if (!families.has(peer.family)) {
+    const its = parse(record, self);
+    const { family, bytes } = its.underlay;
+    if (!families.has(family)) {
       throw new RangeError(
-        `peer ${record.name}: ${record.address} is IPv${peer.family}, but this host has no IPv${peer.family} underlay: add its address to --public-ip`,
+        `peer ${record.name}: ${record.address} is IPv${family}, but this host has no IPv${family} underlay: add its address to --public-ip`,
       );
     }
     const other = names.get(record.address);
@@ -116,22 +160,24 @@ export function planFor(records: Records, self: Self): Plan {
     names.set(record.address, record.name);
     if (called.has(record.name)) throw new RangeError(`two peers are called ${record.name}`);
     called.add(record.name);
-    const within = self.networks.find((network) =>
-      contains(network, { bytes: peer.bytes, length: peer.bytes.length * 8 }),
-    );
+    const within = self.networks.find((network) => contains(network, { bytes, length: bytes.length * 8 }));
     if (within) {
       throw new RangeError(
-        `peer ${record.name}: ${record.address} lies in --network ${within.text}: give its underlay address, not its overlay one`,
+        `peer ${record.name}: ${record.address} lies in ${mode === 'l2' ? '--address' : '--network'} ${within.text}: give its underlay address, not its overlay one`,
       );
     }
-    const mtu = (record.underlayMtu ?? self.underlayMtu) - OVERHEAD[peer.family];
-    if (mtu < MTU_LEAST_IPV6 && its.some((one) => one.prefix.family === 6)) {
-      throw new RangeError(
-        `peer ${record.name}: mtu ${record.underlayMtu} is too small for its IPv6 subnets: at least ${MTU_LEAST_IPV6 + OVERHEAD[peer.family]}`,
-      );
+    for (const peer of its.peers) {
+      const mtu = Math.min((record.underlayMtu ?? self.underlayMtu) - peer.overhead, INNER_MOST[mode]);
+      if (mtu < MTU_LEAST_IPV6 && its.owned.some((one) => one.prefix.family === 6)) {
+        throw new RangeError(
+          `peer ${record.name}: mtu ${record.underlayMtu} is too small for its IPv6 subnets: at least ${MTU_LEAST_IPV6 + peer.overhead}`,
+        );
+      }
+      peers.set(peer.key, { ...peer, mtu });
     }
-    peers.set(peer.key, { ...peer, mtu });
-    for (const one of its) {
+    for (const one of its.macs) macs.push(one);
+    for (const one of its.neighbours) neighbours.push(one);
+    for (const one of its.owned) {
       const network = self.networks.find((candidate) => candidate.family === one.prefix.family);
       if (!network) continue; // a family that this host's overlay does not have
       if (!contains(network, one.prefix)) {
@@ -141,12 +187,21 @@ export function planFor(records: Records, self: Self): Plan {
     }
   }
   if (peers.size > MAX_PEERS) throw new RangeError(`${peers.size} peers: at most ${MAX_PEERS} are possible`);
-  return { peers, routes: routesOf(owned, peers, self) };
+  return {
+    peers,
+    routes: routesOf(owned, peers, self),
+    macs: macsOf(macs, peers, self),
+    neighbours: neighboursOf(neighbours, peers, self),
+  };
 }
 
-function routesOf(owned: Owned[], peers: ReadonlyMap<string, PlannedPeer>, self: Self): Map<string, PlannedRoute> {
+type Peers = ReadonlyMap<string, PlannedPeer>;
+
+const nameIn = (peers: Peers, { peer }: { readonly peer: string }): string => peers.get(peer)?.name ?? '';
+
+function routesOf(owned: Owned[], peers: Peers, self: Self): Map<string, PlannedRoute> {
   owned.sort((a, b) => (a.order < b.order ? -1 : a.order > b.order ? 1 : 0));
-  const nameOf = (one: Owned): string => peers.get(one.route.peer)?.name ?? '';
+  const nameOf = (one: Owned): string => nameIn(peers, one.route);
   const routes = new Map<string, PlannedRoute>();
   for (const [i, one] of owned.entries()) {
     const before = owned[i - 1];
@@ -169,21 +224,97 @@ function routesOf(owned: Owned[], peers: ReadonlyMap<string, PlannedPeer>, self:
   return routes;
 }
 
-function parse(record: PeerRecord): { readonly peer: Omit<PlannedPeer, 'mtu'>; readonly owned: readonly Owned[] } {
+function macsOf(all: readonly PlannedMac[], peers: Peers, self: Self): Map<string, PlannedMac> {
+  const macs = new Map<string, PlannedMac>();
+  for (const one of all) {
+    const other = macs.get(one.key) ?? one;
+    if (other.peer !== one.peer) {
+      throw new RangeError(
+        `MAC ${one.mac} of VNI ${self.vnis[one.network]} is behind two peers, ${nameIn(peers, other)} and ${nameIn(peers, one)}`,
+      );
+    }
+    macs.set(one.key, other);
+  }
+  return macs;
+}
+
+function neighboursOf(all: readonly PlannedNeighbour[], peers: Peers, self: Self): Map<string, PlannedNeighbour> {
+  const neighbours = new Map<string, PlannedNeighbour>();
+  for (const one of all) {
+    const other = neighbours.get(one.key) ?? one;
+    const what = `neighbour ${one.address} of VNI ${self.vnis[one.network]}`;
+    if (other.mac !== one.mac) {
+      throw new RangeError(
+        `${what} has two MACs, ${other.mac} of peer ${nameIn(peers, other)} and ${one.mac} of peer ${nameIn(peers, one)}`,
+      );
+    }
+    if (other.router !== one.router) {
+      throw new RangeError(`peer ${nameIn(peers, one)}: ${what} is listed as a router and as none`);
+    }
+    neighbours.set(one.key, other);
+  }
+  return neighbours;
+}
+
+const modeOf = (self: Self): Mode => (self.vnis.length > 0 ? 'l2' : 'l3');
+
+function parse(record: PeerRecord, self: Self): Parsed {
   const known = parsed.get(record);
-  if (known) return known;
-  const { family, bytes } = parseAddress(record.address);
-  const { name, address, port, ecn } = record;
-  const key = `${NETWORK} ${address} ${port} ${ecn ? 'ecn' : 'plain'}`;
-  const owned = record.subnets.map((text): Owned => {
-    const prefix = parseCidr(text);
-    return {
-      prefix,
-      route: { key: `${NETWORK} ${text}`, network: NETWORK, prefix, peer: key },
-      order: String.fromCharCode(prefix.family, ...prefix.bytes, prefix.length),
-    };
-  });
-  const made = { peer: { key, name, network: NETWORK, family, address, bytes, port, ecn }, owned };
+  if (known && known.vnis === self.vnis) return known;
+  const mode = modeOf(self);
+  const underlay = parseAddress(record.address);
+  const { name, address, port } = record;
+  // Whoever speaks VXLAN does with ECN what RFC 6040 says.
+  const ecn = record.ecn || mode === 'l2';
+  const keyIn = (network: number): string => `${network} ${address} ${port} ${ecn ? 'ecn' : 'plain'}`;
+  const numbers = mode === 'l3' ? [NETWORK] : networksOf(record.vnis, self);
+  /** Each station in each of our networks that it is in. */
+  const stations = <T extends StationMac>(list: readonly T[]) =>
+    list.flatMap((station) => {
+      const { text: mac, bytes: macBytes } = parseMac(station.mac);
+      const its = station.vni === undefined ? numbers : networksOf([station.vni], self);
+      return its.map((network) => ({ station, network, mac, macBytes, peer: keyIn(network) }));
+    });
+  const made: Parsed = {
+    underlay,
+    peers: numbers.map((network) => {
+      const { family, bytes } = underlay;
+      return {
+        key: keyIn(network),
+        name,
+        network,
+        family,
+        address,
+        bytes,
+        port,
+        ecn,
+        overhead: OVERHEAD[mode][family],
+      };
+    }),
+    owned: record.subnets.map((text): Owned => {
+      const prefix = parseCidr(text);
+      return {
+        prefix,
+        route: { key: `${NETWORK} ${text}`, network: NETWORK, prefix, peer: keyIn(NETWORK) },
+        order: String.fromCharCode(prefix.family, ...prefix.bytes, prefix.length),
+      };
+    }),
+    macs: stations<StationMac>([...record.macs, ...record.neighbours]).map(({ network, mac, macBytes, peer }) => {
+      return { key: `${network} ${mac}`, network, mac, macBytes, peer };
+    }),
+    neighbours: stations(record.neighbours).map(({ station, network, mac, macBytes, peer }) => {
+      const { text: address, bytes: addressBytes } = parseAddress(station.address);
+      const { router } = station;
+      return { key: `${network} ${address}`, network, mac, macBytes, peer, address, addressBytes, router };
+    }),
+    vnis: self.vnis,
+  };
   parsed.set(record, made);
   return made;
 }
+
+/** Our networks with these VNIs; all if there are none. A VNI that is not ours is for others. */
+const networksOf = (vnis: readonly number[], self: Self): number[] =>
+  vnis.length === 0
+    ? [...self.vnis.keys()]
+    : vnis.map((vni) => self.vnis.indexOf(vni)).filter((network) => network >= 0);

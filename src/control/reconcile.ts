@@ -1,20 +1,28 @@
 /**
  * What to change so that the tables hold what they should. Pure: have, want → actions, in an order that never black-holes:
  *
- *   1. add peers    2. give routes (new ones, and those that change hands)    3. take routes away    4. remove peers
+ *   1. add peers    2. give neighbours, MACs and routes (new ones, and those that change hands)
+ *   3. take routes, MACs and neighbours away    4. remove peers
  *
- * What is the same is not touched. A peer whose address, port or ECN changed is a new peer: it is added, the routes move
- * over, the old one goes. A changed MTU is set in place. Only the first two steps can fail for want of room, and they come
+ * What is the same is not touched. A peer whose address, port or ECN changed is a new peer: it is added, what was the old
+ * one's moves over, the old one goes. A changed MTU is set in place. Only the first two steps can fail for want of room, and they come
  * before anything is taken away, so undoing them is always possible.
  */
-import type { Plan, PlannedPeer, PlannedRoute } from './plan.js';
+import type { Plan, PlannedMac, PlannedNeighbour, PlannedPeer, PlannedRoute } from './plan.js';
 
 export type Action =
   | { readonly kind: 'add-peer'; readonly peer: PlannedPeer }
   | { readonly kind: 'set-mtu'; readonly peer: string; readonly mtu: number; readonly before: number }
-  /** `before`: who had it, if anyone. */
+  | {
+      readonly kind: 'set-neighbour';
+      readonly neighbour: PlannedNeighbour;
+      readonly before: PlannedNeighbour | undefined;
+    }
+  | { readonly kind: 'set-mac'; readonly mac: PlannedMac; readonly before: PlannedMac | undefined }
   | { readonly kind: 'set-route'; readonly route: PlannedRoute; readonly before: string | undefined }
   | { readonly kind: 'remove-route'; readonly route: PlannedRoute }
+  | { readonly kind: 'remove-mac'; readonly mac: PlannedMac }
+  | { readonly kind: 'remove-neighbour'; readonly neighbour: PlannedNeighbour }
   | { readonly kind: 'remove-peer'; readonly peer: PlannedPeer };
 
 export function reconcile(have: Plan, want: Plan): Action[] {
@@ -26,6 +34,15 @@ export function reconcile(have: Plan, want: Plan): Action[] {
       actions.push({ kind: 'set-mtu', peer: peer.key, mtu: peer.mtu, before: known.mtu });
     }
   }
+  for (const neighbour of want.neighbours.values()) {
+    const before = have.neighbours.get(neighbour.key);
+    if (before && sameMac(before, neighbour) && before.router === neighbour.router) continue;
+    actions.push({ kind: 'set-neighbour', neighbour, before });
+  }
+  for (const mac of want.macs.values()) {
+    const before = have.macs.get(mac.key);
+    if (!before || !sameMac(before, mac)) actions.push({ kind: 'set-mac', mac, before });
+  }
   for (const route of want.routes.values()) {
     const before = have.routes.get(route.key)?.peer;
     if (before !== route.peer) actions.push({ kind: 'set-route', route, before });
@@ -33,8 +50,16 @@ export function reconcile(have: Plan, want: Plan): Action[] {
   for (const route of have.routes.values()) {
     if (!want.routes.has(route.key)) actions.push({ kind: 'remove-route', route });
   }
+  for (const mac of have.macs.values()) {
+    if (!want.macs.has(mac.key)) actions.push({ kind: 'remove-mac', mac });
+  }
+  for (const neighbour of have.neighbours.values()) {
+    if (!want.neighbours.has(neighbour.key)) actions.push({ kind: 'remove-neighbour', neighbour });
+  }
   for (const peer of have.peers.values()) {
     if (!want.peers.has(peer.key)) actions.push({ kind: 'remove-peer', peer });
   }
   return actions;
 }
+
+const sameMac = (a: PlannedMac, b: PlannedMac): boolean => a.mac === b.mac && a.peer === b.peer;

@@ -35,6 +35,8 @@ export interface Remembered extends Snapshot {
   readonly age: number;
 }
 
+const vni = v.optional(v.number());
+/** What came with layer 2 is not in the memory of an older daemon. */
 const recordSchema = v.object({
   id: v.string(),
   name: v.string(),
@@ -43,6 +45,9 @@ const recordSchema = v.object({
   subnets: v.array(v.string()),
   underlayMtu: v.optional(v.number()),
   ecn: v.boolean(),
+  vnis: v.optional(v.array(v.number())),
+  macs: v.optional(v.array(v.object({ vni, mac: v.string() }))),
+  neighbours: v.optional(v.array(v.object({ vni, mac: v.string(), address: v.string(), router: v.boolean() }))),
 });
 const snapshotSchema = v.object({
   owner: v.string(),

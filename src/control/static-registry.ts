@@ -11,6 +11,8 @@ import { readFile, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import * as v from 'valibot';
+import { VNI_MOST } from '../packet/vxlan.js';
+import type { Mode } from './encapsulation.js';
 import { reasonOf } from './reason.js';
 import { makeRecord, type PeerRecord } from './records.js';
 import type { Registry, RegistryUpdate } from './registry.js';
@@ -22,14 +24,61 @@ const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
 
 const fileSchema = v.strictObject({ peers: v.array(v.unknown()) });
 
-const peerSchema = v.strictObject({
+const common = {
   name: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(253))),
   address: v.string(),
   port: v.optional(port),
-  subnets: v.array(v.string()),
   mtu: v.optional(v.pipe(v.number(), v.integer(), v.minValue(576), v.maxValue(65535))),
-  ecn: v.optional(v.boolean()),
-});
+};
+const vni = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(VNI_MOST));
+const notIn = (mode: Mode, why: string) => v.optional(v.never(`is not for --mode ${mode}: ${why}`));
+const PREFIXES = 'a peer owns "subnets" there';
+
+/** A peer of each mode; what only the other one has is refused by a line of its own. */
+const peerSchemas = {
+  l3: v.strictObject({
+    ...common,
+    subnets: v.array(v.string()),
+    ecn: v.optional(v.boolean(), false),
+    vnis: notIn('l3', PREFIXES),
+    macs: notIn('l3', PREFIXES),
+    neighbours: notIn('l3', PREFIXES),
+  }),
+  l2: v.strictObject({
+    ...common,
+    subnets: notIn('l2', 'where a MAC is is learned, or said in "macs"'),
+    ecn: notIn('l2', 'VXLAN always copies it'),
+    vnis: v.optional(v.pipe(v.array(vni), v.minLength(1))),
+    macs: v.optional(
+      v.array(
+        v.union([
+          v.pipe(
+            v.string(),
+            v.transform((mac) => ({ mac })),
+          ),
+          v.strictObject({ vni: v.optional(vni), mac: v.string() }),
+        ]),
+      ),
+    ),
+    neighbours: v.optional(
+      v.array(
+        v.strictObject({
+          vni: v.optional(vni),
+          address: v.string(),
+          mac: v.string(),
+          router: v.optional(v.boolean(), false),
+        }),
+      ),
+    ),
+  }),
+} as const;
+
+/** What a peers file is for. */
+export interface PeersFor {
+  readonly mode: Mode;
+  /** Of peers that name none. */
+  readonly port: number;
+}
 
 /** Peers that are read before the event loop has its turn; each may have many subnets. */
 const SLICE = 16;
@@ -47,18 +96,18 @@ function check<T>(schema: v.GenericSchema<unknown, T>, value: unknown, place?: s
  * The records in a peers file, read in slices so that a large one keeps no signal waiting. Rejects with a RangeError or
  * SyntaxError that says what is wrong.
  */
-export async function parsePeers(text: string, defaultPort: number): Promise<PeerRecord[]> {
+export async function parsePeers(text: string, { mode, port: defaultPort }: PeersFor): Promise<PeerRecord[]> {
   const { peers } = check(fileSchema, JSON.parse(text));
   const seen = new Set<string>();
   const records: PeerRecord[] = [];
   for (const [i, one] of peers.entries()) {
     if (i % SLICE === SLICE - 1) await setImmediate();
-    const peer = check(peerSchema, one, `peers.${i}`);
+    const peer = mode === 'l3' ? check(peerSchemas.l3, one, `peers.${i}`) : check(peerSchemas.l2, one, `peers.${i}`);
     const name = peer.name ?? peer.address;
     const id = seen.has(name) ? `${name} (${i})` : name; // two of one name are refused later, by name
     seen.add(id);
-    const { address, subnets, mtu: underlayMtu, ecn = false } = peer;
-    records.push(makeRecord({ id, name, address, port: peer.port ?? defaultPort, subnets, underlayMtu, ecn }));
+    const { address, port = defaultPort, subnets = [], mtu: underlayMtu, ecn = true, vnis, macs, neighbours } = peer;
+    records.push(makeRecord({ id, name, address, port, subnets, underlayMtu, ecn, vnis, macs, neighbours }));
   }
   return records;
 }
@@ -77,13 +126,13 @@ const LOOKS = 4;
 export class StaticRegistry implements Registry {
   readonly name: string;
   readonly #path: string;
-  readonly #defaultPort: number;
+  readonly #kind: PeersFor;
   readonly #times: StaticRegistryTimes;
 
-  constructor(path: string, defaultPort: number, times: StaticRegistryTimes = TIMES) {
+  constructor(path: string, kind: PeersFor, times: StaticRegistryTimes = TIMES) {
     this.name = `peers file ${path}`;
     this.#path = path;
-    this.#defaultPort = defaultPort;
+    this.#kind = kind;
     this.#times = times;
   }
 
@@ -155,7 +204,7 @@ export class StaticRegistry implements Registry {
         });
         if (size > MOST_BYTES) throw new RangeError(`larger than ${MOST_BYTES} bytes`);
         const text = await readFile(this.#path, 'utf8');
-        return { text, records: await parsePeers(text, this.#defaultPort) };
+        return { text, records: await parsePeers(text, this.#kind) };
       } catch (error) {
         const reason = reasonOf(error);
         if (look === LOOKS || signal.aborted) {

@@ -2,7 +2,7 @@
 import { addressOf, findInterface } from '../host/links.js';
 import { SetupError } from '../io/setup-error.js';
 import { type Address, type Cidr, parseHostAddress } from './cidr.js';
-import { OVERHEAD } from './plan.js';
+import { INNER_MOST, LINK_HEADER, type Mode, OVERHEAD } from './encapsulation.js';
 
 export interface UnderlayWish {
   readonly iface: string | undefined;
@@ -25,18 +25,22 @@ export async function findUnderlay(wish: UnderlayWish): Promise<Underlay> {
 }
 
 /** Larger packets do not fit into a UDP datagram. */
-export const MTU_MOST = 65507;
+export const MTU_MOST = INNER_MOST.l3;
 export const MTU_LEAST = 576;
 /** RFC 8200 section 5. */
 export const MTU_LEAST_IPV6 = 1280;
 
-/** The device's MTU: the one that was asked for, or the largest that fits. Throws a SetupError when that is too small. */
+/**
+ * The device's MTU: the one that was asked for, or the largest that fits. `networks`: the overlay of layer 3; a segment of layer
+ * 2 may carry IPv6 or not, so nothing is demanded of it. Throws a SetupError when that is too small.
+ */
 export function deviceMtuOf(
   underlay: Underlay,
-  wish: { readonly mtu: number | undefined; readonly networks: readonly Cidr[] },
+  wish: { readonly mode: Mode; readonly mtu: number | undefined; readonly networks: readonly Cidr[] },
 ): number {
-  const overhead = Math.max(...underlay.addresses.map((address) => OVERHEAD[address.family]));
-  const mtu = wish.mtu ?? Math.min(underlay.mtu - overhead, MTU_MOST);
+  const { mode } = wish;
+  const overhead = Math.max(...underlay.addresses.map((address) => OVERHEAD[mode][address.family]));
+  const mtu = wish.mtu ?? Math.min(underlay.mtu - overhead, INNER_MOST[mode]) - LINK_HEADER[mode];
   const least = wish.networks.some((network) => network.family === 6) ? MTU_LEAST_IPV6 : MTU_LEAST;
   if (mtu >= least) return mtu;
   if (wish.mtu !== undefined) {

@@ -37,6 +37,7 @@ interface WishText {
 const items = <T>(text: string | undefined, parse: (item: string) => T): T[] => text?.split(',').map(parse) ?? [];
 
 const wish = ({ network, length, min, max, backend, port }: WishText): ConfigWish => ({
+  mode: 'l3',
   networks: items(network, parseCidr),
   subnetLengths: items(length, Number),
   mins: items(min, parseAddress),

@@ -14,8 +14,9 @@ const LOSE_DEVICE = 1003;
 const IGNORE_STOP = 1004;
 
 const io = (...deviceFds: number[]): DataplaneIo => ({
-  deviceFds,
+  deviceFds: deviceFds.map((fd) => [fd]),
   socketFds: deviceFds.map(() => [-1, -1]),
+  senderFds: deviceFds.map(() => [[], []]),
   settings: {
     sourceCheck: 'peer',
     offloads: OFFLOADS.uso | OFFLOADS.gro,
@@ -24,7 +25,7 @@ const io = (...deviceFds: number[]): DataplaneIo => ({
     address4: undefined,
     address6: undefined,
   },
-  reopenDevice: async () => deviceFds.map(() => RUN),
+  reopenDevices: async () => deviceFds.map(() => [RUN]),
 });
 
 function setUp(workers: number): { dataplane: Dataplane; events: string[] } {
@@ -87,10 +88,10 @@ t.test('a lost device is made anew before', async (t) => {
   let reopened = 0;
   await dataplane.start({
     ...io(LOSE_DEVICE, LOSE_DEVICE),
-    reopenDevice: async () => {
+    reopenDevices: async () => {
       t.equal(dataplane.running, 0, 'nobody holds the old one');
       if (reopened++ === 0) throw new Error('not yet');
-      return [RUN, RUN];
+      return [[RUN], [RUN]];
     },
   });
   t.ok(await until(() => dataplane.restarts === 2 && dataplane.running === 2));

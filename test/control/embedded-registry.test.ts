@@ -491,6 +491,7 @@ t.test('removed and put back: one line each, and nothing else changes', async (t
       networks: [parseCidr('10.5.0.0/16')],
       subnets,
       underlayMtu: 1500,
+      vnis: [],
     },
     applier: { apply: async (plan) => plans.push([...plan.peers.values()].map((peer) => peer.name).join()) },
     log: a.log,

@@ -114,7 +114,7 @@ t.test('a lease that does not fit the configuration any more is replaced', async
   const moved = await ask([]);
   t.match([moved.how, texts(moved)[0]], ['new', /^10\.9\./]);
   t.equal(store.position().revision, before.revision + 1, 'one change');
-  t.same(store.changes(before), [{ host: A, lease: { host: A, addresses: [A], subnets: texts(moved) } }]);
+  t.same(store.changes(before), [{ host: A, lease: { host: A, addresses: [A], subnets: texts(moved), vnis: [] } }]);
   t.match(await acquire(B, ['10.5.7.0/24']), { how: 'reused' }, 'the old one is free');
   await acquire(C, ['10.5.9.0/24']);
   const preferred = await store.acquire(
@@ -244,8 +244,8 @@ t.test('what changed is told from a position on', async (t) => {
   await acquire(B, ['10.5.2.0/24'], 5000);
   const middle = other.position();
   t.same(other.changes(start), [
-    { host: A, lease: { host: A, addresses: [A], subnets: ['10.5.1.0/24'] } },
-    { host: B, lease: { host: B, addresses: [B], subnets: ['10.5.2.0/24'] } },
+    { host: A, lease: { host: A, addresses: [A], subnets: ['10.5.1.0/24'], vnis: [] } },
+    { host: B, lease: { host: B, addresses: [B], subnets: ['10.5.2.0/24'], vnis: [] } },
   ]);
   clock.now += 1001;
   t.equal(await other.reap(), 1);
@@ -393,7 +393,7 @@ t.test('two stores see each other at once', async (t) => {
   t.match(await other.configure(wishFor(''), true), { created: false, config });
   await acquire(A, ['10.5.1.0/24']);
   other.position();
-  t.same([...other.leases()], [{ host: A, addresses: [A], subnets: ['10.5.1.0/24'] }]);
+  t.same([...other.leases()], [{ host: A, addresses: [A], subnets: ['10.5.1.0/24'], vnis: [] }]);
   t.match(await other.acquire({ addresses: [B], prefer: [parseCidr('10.5.1.0/24')], ttl: 1000 }, config), {
     how: 'new',
   });

@@ -35,6 +35,8 @@ function setUp(t: Test): Stage {
       const networks = wish.networks ?? [parseCidr('10.5.0.0/16')];
       const member = await byLease({
         wish: {
+          mode: 'l3',
+          segments: [],
           registry: 'embedded',
           networks,
           subnets: [],

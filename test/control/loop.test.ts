@@ -15,6 +15,7 @@ const self: Self = {
   networks: [parseCidr('10.5.0.0/16')],
   subnets: [parseCidr('10.5.1.0/24')],
   underlayMtu: 1500,
+  vnis: [],
 };
 
 const record = (number: number, subnet = `10.5.${number}.0/24`): PeerRecord =>
@@ -240,4 +241,32 @@ t.test('path MTU', async (t) => {
   have = plan(1100); // control sets the new MTU in the tables itself
   await path.look(202_000);
   t.equal(path.lowered, 0, 'planned anew: starts afresh');
+});
+
+t.test('path MTU of a peer in several networks', async (t) => {
+  const both: Self = { ...self, networks: [], subnets: [], vnis: [42, 43] };
+  const one = (number: number): PeerRecord => makeRecord({ ...record(number), subnets: [] });
+  const have = planFor(new Map([2, 3].map((number) => [`p${number}`, one(number)])), both);
+  const keys = [...have.peers.keys()];
+  t.equal(keys.length, 4);
+  const mtus = new Map<number, number>();
+  const asked: string[] = [];
+  const suspects = new Set([2]);
+  const path = new PathMtu({
+    shared: { mtuEvents: () => 1 },
+    tables: { takeMtuSuspect: (ref) => suspects.delete(ref), setPeerMtu: (ref, mtu) => void mtus.set(ref, mtu) },
+    applier: { have, ref: (key) => keys.indexOf(key) + 1 },
+    query: async (addresses) => {
+      asked.push(addresses.join());
+      return new Map([['192.168.77.2', 1400]]);
+    },
+    log: new TestLog(),
+  });
+  await path.look(1000);
+  t.same(asked, ['192.168.77.2'], 'one question');
+  t.same([...mtus].sort(), [
+    [1, 1364],
+    [2, 1364],
+  ]);
+  t.same([...have.peers.values()].map(({ address }) => address).slice(0, 2), ['192.168.77.2', '192.168.77.2']);
 });

@@ -6,7 +6,15 @@ import fc from 'fast-check';
 import t from 'tap';
 import { Applier } from '../../src/control/apply.js';
 import { parseAddress, parseCidr } from '../../src/control/cidr.js';
-import { EMPTY_PLAN, type Plan, type PlannedPeer, type PlannedRoute } from '../../src/control/plan.js';
+import { parseMac } from '../../src/control/mac.js';
+import {
+  EMPTY_PLAN,
+  type Plan,
+  type PlannedMac,
+  type PlannedNeighbour,
+  type PlannedPeer,
+  type PlannedRoute,
+} from '../../src/control/plan.js';
 import { type Action, reconcile } from '../../src/control/reconcile.js';
 import { addressWords, lookupAddress } from '../../src/dataplane/addresses.js';
 import { PeerSlots } from '../../src/dataplane/peers.js';
@@ -15,10 +23,13 @@ import { SharedWords } from '../../src/dataplane/shared.js';
 import { Tables } from '../../src/dataplane/tables.js';
 import { EngineMemory } from '../../src/io/memory.js';
 
-/** Of a world of 8 peers and 12 prefixes: who is where, and who owns what. */
+/** Of a world of 8 peers, 12 prefixes, 6 MACs and 6 IP addresses of stations: who is where, and who owns what. */
 interface Spec {
   readonly peers: readonly { readonly id: number; readonly port: number; readonly mtu: number }[];
   readonly routes: readonly { readonly prefix: number; readonly owner: number }[];
+  readonly macs?: readonly { readonly mac: number; readonly owner: number }[];
+  /** Behind whoever has the MAC. */
+  readonly neighbours?: readonly { readonly address: number; readonly mac: number; readonly router: boolean }[];
 }
 
 const specs: fc.Arbitrary<Spec> = fc.record({
@@ -29,6 +40,10 @@ const specs: fc.Arbitrary<Spec> = fc.record({
     },
   ),
   routes: fc.uniqueArray(fc.record({ prefix: fc.nat(11), owner: fc.nat(7) }), { selector: (route) => route.prefix }),
+  macs: fc.uniqueArray(fc.record({ mac: fc.nat(5), owner: fc.nat(7) }), { selector: (one) => one.mac }),
+  neighbours: fc.uniqueArray(fc.record({ address: fc.nat(5), mac: fc.nat(5), router: fc.boolean() }), {
+    selector: (one) => one.address,
+  }),
 });
 
 function planOf(spec: Spec): Plan {
@@ -36,7 +51,7 @@ function planOf(spec: Spec): Plan {
   for (const { id, port, mtu } of spec.peers) {
     const { family, bytes, text: address } = parseAddress(`192.168.77.${id + 2}`);
     const key = `0 ${address} ${port}`;
-    byId.set(id, { key, name: `p${id}`, network: 0, family, address, bytes, port, ecn: false, mtu });
+    byId.set(id, { key, name: `p${id}`, network: 0, family, address, bytes, port, ecn: false, overhead: 28, mtu });
   }
   const routes = new Map<string, PlannedRoute>();
   for (const { prefix: i, owner } of spec.routes) {
@@ -45,22 +60,42 @@ function planOf(spec: Spec): Plan {
     const key = `0 ${prefix.text}`;
     if (peer) routes.set(key, { key, network: 0, prefix, peer: peer.key });
   }
-  return { peers: new Map([...byId.values()].map((peer) => [peer.key, peer])), routes };
+  const macs = new Map<string, PlannedMac>();
+  for (const { mac: i, owner } of spec.macs ?? []) {
+    const peer = byId.get(owner);
+    const { text: mac, bytes: macBytes } = parseMac(`02:00:00:00:00:0${i}`);
+    const key = `0 ${mac}`;
+    if (peer) macs.set(key, { key, network: 0, mac, macBytes, peer: peer.key });
+  }
+  const neighbours = new Map<string, PlannedNeighbour>();
+  for (const { address: i, mac, router } of spec.neighbours ?? []) {
+    const station = macs.get(`0 02:00:00:00:00:0${mac}`);
+    const { text: address, bytes: addressBytes } = parseAddress(`10.7.0.${i + 1}`);
+    const key = `0 ${address}`;
+    if (station) neighbours.set(key, { ...station, key, address, addressBytes, router });
+  }
+  return { peers: new Map([...byId.values()].map((peer) => [peer.key, peer])), routes, macs, neighbours };
 }
 
-/** What the tables hold, as two maps: peers to their MTUs, prefixes to their owners. */
+/** What the tables hold: peers to their MTUs, prefixes and MACs to their owners, neighbours to what is said of them. */
 interface Model {
   readonly mtus: Map<string, number>;
   readonly owners: Map<string, string>;
+  readonly macs: Map<string, string>;
+  readonly neighbours: Map<string, string>;
 }
+
+const said = ({ peer, mac, router }: PlannedNeighbour): string => `${peer} ${mac} ${router}`;
 
 const modelOf = (plan: Plan): Model => ({
   mtus: new Map([...plan.peers.values()].map((peer) => [peer.key, peer.mtu])),
   owners: new Map([...plan.routes.values()].map((route) => [route.key, route.peer])),
+  macs: new Map([...plan.macs.values()].map((mac) => [mac.key, mac.peer])),
+  neighbours: new Map([...plan.neighbours.values()].map((one) => [one.key, said(one)])),
 });
 
 /** Does an action, or throws when it could not be done on tables in that state. */
-function act({ mtus, owners }: Model, action: Action): void {
+function act({ mtus, owners, macs, neighbours }: Model, action: Action): void {
   const must = (condition: boolean, what: string): void => {
     if (!condition) throw new Error(`${action.kind}: ${what}`);
   };
@@ -76,8 +111,20 @@ function act({ mtus, owners }: Model, action: Action): void {
     owners.set(action.route.key, action.route.peer);
   } else if (action.kind === 'remove-route') {
     must(owners.delete(action.route.key), 'is not there');
+  } else if (action.kind === 'set-mac') {
+    must(mtus.has(action.mac.peer), 'to a peer that is not there');
+    must(macs.get(action.mac.key) === action.before?.peer, 'belonged to another');
+    macs.set(action.mac.key, action.mac.peer);
+  } else if (action.kind === 'set-neighbour') {
+    must(mtus.has(action.neighbour.peer), 'to a peer that is not there');
+    must(neighbours.get(action.neighbour.key) === (action.before && said(action.before)), 'was another');
+    neighbours.set(action.neighbour.key, said(action.neighbour));
+  } else if (action.kind === 'remove-mac') {
+    must(macs.delete(action.mac.key), 'is not there');
+  } else if (action.kind === 'remove-neighbour') {
+    must(neighbours.delete(action.neighbour.key), 'is not there');
   } else {
-    must(![...owners.values()].includes(action.peer.key), 'still has routes');
+    must(![...owners.values(), ...macs.values()].includes(action.peer.key), 'still has routes or MACs');
     must(mtus.delete(action.peer.key), 'is not there');
   }
 }
@@ -91,15 +138,19 @@ t.test('actions lead from have to want, without a hole on the way', async (t) =>
       const model = modelOf(have);
       const actions = reconcile(have, want);
       const kept = [...have.routes.keys()].filter((key) => want.routes.has(key));
+      const keptMacs = [...have.macs.keys()].filter((key) => want.macs.has(key));
       for (const action of actions) {
         act(model, action);
         for (const key of kept) if (!model.owners.has(key)) throw new Error(`a hole at ${key}`);
+        for (const key of keptMacs) if (!model.macs.has(key)) throw new Error(`a hole at ${key}`);
         for (const owner of model.owners.values()) if (!model.mtus.has(owner)) throw new Error(`nobody at ${owner}`);
       }
       const goal = modelOf(want);
       return (
         JSON.stringify([...model.mtus].sort()) === JSON.stringify([...goal.mtus].sort()) &&
-        JSON.stringify([...model.owners].sort()) === JSON.stringify([...goal.owners].sort())
+        JSON.stringify([...model.owners].sort()) === JSON.stringify([...goal.owners].sort()) &&
+        JSON.stringify([...model.macs].sort()) === JSON.stringify([...goal.macs].sort()) &&
+        JSON.stringify([...model.neighbours].sort()) === JSON.stringify([...goal.neighbours].sort())
       );
     }),
     { numRuns: 2000 },
@@ -227,6 +278,7 @@ t.test('a plan that does not fit changes nothing', async (t) => {
   const many = Array.from({ length: 40 }, (_, i) => parseCidr(`10.6.${i}.0/28`));
   const peer = [...first.peers.keys()][1];
   const tooLong: Plan = {
+    ...EMPTY_PLAN,
     peers: new Map([...first.peers].map(([key, one]) => [key, { ...one, mtu: 1400 }])),
     routes: new Map([
       ['0 10.5.16.0/24', { key: '0 10.5.16.0/24', network: 0, prefix: parseCidr('10.5.16.0/24'), peer }],

@@ -96,6 +96,7 @@ const self: Self = {
   networks: [parseCidr('10.5.0.0/16')],
   subnets: [parseCidr('10.5.1.0/24')],
   underlayMtu: 1500,
+  vnis: [],
 };
 
 t.test('a plan', async (t) => {

@@ -5,6 +5,8 @@ import t from 'tap';
 import type { RegistryUpdate } from '../../src/control/registry.js';
 import { parsePeers, StaticRegistry } from '../../src/control/static-registry.js';
 
+const NO_LAYER_2 = { vnis: [], macs: [], neighbours: [] };
+const L3 = { mode: 'l3', port: 8285 } as const;
 const peer = (number: number): unknown => ({
   name: `p${number}`,
   address: `192.168.77.${number}`,
@@ -15,7 +17,7 @@ const file = (...numbers: number[]): string => JSON.stringify({ peers: numbers.m
 t.test('the format', async (t) => {
   const text = `{"peers":[{"name":"b","address":"192.168.77.2","port":8286,"subnets":["10.5.2.0/24","fd00:5:0:2::/64"],
     "mtu":1400,"ecn":true},{"address":"fd77::3","subnets":[]}]}`;
-  t.same(await parsePeers(text, 8285), [
+  t.same(await parsePeers(text, L3), [
     {
       id: 'b',
       name: 'b',
@@ -24,8 +26,18 @@ t.test('the format', async (t) => {
       subnets: ['10.5.2.0/24', 'fd00:5:0:2::/64'],
       underlayMtu: 1400,
       ecn: true,
+      ...NO_LAYER_2,
     },
-    { id: 'fd77::3', name: 'fd77::3', address: 'fd77::3', port: 8285, subnets: [], underlayMtu: undefined, ecn: false },
+    {
+      id: 'fd77::3',
+      name: 'fd77::3',
+      address: 'fd77::3',
+      port: 8285,
+      subnets: [],
+      underlayMtu: undefined,
+      ecn: false,
+      ...NO_LAYER_2,
+    },
   ]);
   const cases: [what: string, peers: unknown, expected: RegExp][] = [
     ['not an array', {}, /^peers: /],
@@ -39,8 +51,8 @@ t.test('the format', async (t) => {
     ['unknown key', [{ address: '10.0.0.1', subnet: ['10.5.2.0/24'], subnets: [] }], /^peers\.0\.subnet: /],
   ];
   for (const [what, peers, expected] of cases)
-    await t.rejects(parsePeers(JSON.stringify({ peers }), 8285), expected, what);
-  await t.rejects(parsePeers('{"peers":[', 8285), SyntaxError);
+    await t.rejects(parsePeers(JSON.stringify({ peers }), L3), expected, what);
+  await t.rejects(parsePeers('{"peers":[', L3), SyntaxError);
 });
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
@@ -53,7 +65,7 @@ function follow(
   const abort = new AbortController();
   const updates: RegistryUpdate[] = [];
   const running = (async () => {
-    for await (const update of new StaticRegistry(path, 8285, { poll, settle: 10 }).watch(abort.signal)) {
+    for await (const update of new StaticRegistry(path, L3, { poll, settle: 10 }).watch(abort.signal)) {
       updates.push(update);
     }
   })();
