@@ -2,27 +2,29 @@
  * weftd, put together. Starting goes from what changes nothing (looking, checking, locking) to what does (device, routes), so
  * that most mistakes leave no trace (a lease that was taken ends by itself); the workers come last, on tables that are filled. Stopping goes the other way.
  */
-import { closeSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Config, DIRECTORY, wishOf } from './config.js';
+import { type Config, DIRECTORY, type Segment, wishOf } from './config.js';
 import { Applier } from './control/apply.js';
-import { type Address, type Cidr, textOf } from './control/cidr.js';
+import { type Address, type Cidr, cidrOf, contains, textOf } from './control/cidr.js';
 import { Dataplane } from './control/dataplane.js';
 import type { EventLog } from './control/event-log.js';
 import { ControlLoop, type LoopState } from './control/loop.js';
 import { becomeMember } from './control/membership.js';
+import { OwnMacsWatch } from './control/own-macs.js';
 import { PathMtu } from './control/path-mtu.js';
 import { deviceMtuOf, findUnderlay, type Underlay } from './control/underlay.js';
-import { checkRoutes, isOurs, markDevice, setUpDevice } from './host/device.js';
+import { Devices } from './devices.js';
+import { engineSettingsFor, memoryFor } from './engine-options.js';
+import { checkBridge, checkRoutes, rejoinBridge, setUpTap, setUpTun } from './host/device.js';
 import { lockDevice } from './host/lock.js';
+import { readOwnMacs } from './host/own-macs.js';
 import { pathMtus } from './host/path-mtu.js';
-import { probePort } from './host/probe.js';
 import { writeSubnetFile } from './host/subnet-file.js';
 import { offloadNames } from './io/offloads.js';
-import { openTun, type Tun } from './io/tun.js';
-import { openUdp, type UdpSocket } from './io/udp.js';
 import { type Readiness, serveHttp } from './observe/http.js';
 import { createMetrics } from './observe/metrics.js';
+import { ForwardingTables, type PeerInForce } from './observe/tables.js';
+import { openSockets } from './sockets.js';
 
 export interface Daemon {
   /** Resolves when it has to be stopped and started again, because our subnets are others now; mostly never. */
@@ -73,11 +75,20 @@ interface Run {
 
 async function start(run: Run): Promise<void> {
   const { config, version, log, signal, undo } = run;
-  const { device, workers } = config;
+  const { mode, device, workers, segments } = config;
+  const names = mode === 'l2' ? segments.map((segment) => segment.device) : [device];
   const underlay = await findUnderlay(config);
-  undo.push(lockDevice(device));
-  const reused = (await isOurs(device)) && !run.again;
-  const dataplane = new Dataplane({ workers, log });
+  for (const name of names) undo.push(lockDevice(name));
+  for (const { bridge } of segments) if (bridge !== undefined) await checkBridge(bridge);
+  const dataplane = new Dataplane({ workers, log, memory: memoryFor(config) });
+  const ownMacs = new OwnMacsWatch({ memory: dataplane.memory, devices: names, query: readOwnMacs, log });
+  const devices = new Devices({
+    wishes: names.map((name, network) => ({ name, kind: mode === 'l2' ? 'tap' : 'tun', setUp: () => setUp(network) })),
+    workers,
+    offloads: config.offloads,
+    signal,
+  });
+  await devices.find(run.again);
   const member = await becomeMember({
     wish: config,
     configWish: wishOf(config),
@@ -89,17 +100,25 @@ async function start(run: Run): Promise<void> {
   });
   undo.push(() => member.close());
   const { networks, subnets, port } = member;
-  const deviceMtu = deviceMtuOf(underlay, { mtu: config.mtu, networks });
+  const mtus =
+    mode === 'l2'
+      ? segments.map(({ mtu }) => deviceMtuOf(underlay, { mode, mtu, networks: [] }))
+      : [deviceMtuOf(underlay, { mode, mtu: config.mtu, networks })];
   await checkRoutes(device, networks);
   signal.throwIfAborted();
 
   const sockets = openSockets(underlay, port, config);
-  undo.push(() => {
-    for (const socket of sockets.flat()) closeSync(socket.fd);
-  });
+  undo.push(() => sockets.close());
 
   const applier = new Applier(dataplane.tables);
-  const self = { addresses: underlay.addresses, networks, subnets, underlayMtu: underlay.mtu };
+  const vnis = segments.map(({ vni }) => vni);
+  const self = {
+    addresses: underlay.addresses,
+    networks: mode === 'l2' ? prefixesOf(segments, underlay) : networks,
+    subnets,
+    underlayMtu: underlay.mtu,
+    vnis,
+  };
   const loop = new ControlLoop({ registry: member.registry, self, applier, log });
   undo.push(() => loop.stop());
   await Promise.race([loop.start(), aborted(signal)]);
@@ -114,12 +133,16 @@ async function start(run: Run): Promise<void> {
   });
   let ready = false;
   if (config.metricsAddress) {
+    const peers = (): Iterable<PeerInForce> => peersInForce(applier);
+    const forwarding = new ForwardingTables({ memory: dataplane.memory, vnis, peers, age: config.macAge * 1000 });
     const metrics = createMetrics({
       version,
       memory: dataplane.memory,
-      mtu: deviceMtu,
+      mtu: mtus[0],
+      segments: segments.map(({ vni, device: name }, network) => ({ vni, device: name, mtu: mtus[network] })),
+      forwarding,
       tables: dataplane.tables,
-      peers: () => peersInForce(applier),
+      peers,
       workers: dataplane,
       loop,
       lease: member,
@@ -128,6 +151,7 @@ async function start(run: Run): Promise<void> {
     const endpoint = await serveHttp({
       ...config.metricsAddress,
       metrics,
+      tables: forwarding,
       ready: () => readiness(ready && dataplane.running === workers, member.forwards(), loop.state),
     });
     undo.push(() => endpoint.close());
@@ -135,62 +159,59 @@ async function start(run: Run): Promise<void> {
   }
 
   const addresses = subnets.map(({ family, bytes }) => ({ family, bytes, text: textOf(bytes) }));
-  let tun: Tun | undefined;
-  undo.push(() => tun?.close());
+  async function setUp(network: number): Promise<void> {
+    const [name, mtu] = [names[network], mtus[network]];
+    const warn = (reason: string): void => log.warn('device_setup', { device: name, reason });
+    if (mode === 'l3') return setUpTun({ name, mtu, addresses, networks }, warn);
+    const { bridge } = segments[network];
+    const before = ownMacs.last(network); // if it was lost, what it had then, even if the operator gave it that
+    await setUpTap({ name, mtu, bridge, addresses: interfaceTexts(segments[network]), mac: before?.mac });
+    if (bridge === undefined && before?.bridge !== undefined) await rejoinBridge(name, before.bridge, warn);
+  }
+  const openDevices = async (): Promise<readonly (readonly number[])[]> => {
+    const fds = await devices.open();
+    if (mode === 'l2') await ownMacs.look();
+    return fds;
+  };
+  undo.push(() => devices.close());
   undo.push(() => dataplane.stop());
   // First of all when stopping: it takes no time, and holds even if the rest does not come to an end.
-  undo.push(() => tun?.persist(run.keepDevice || (reused && !ready)));
-  const openDevice = async (): Promise<Tun> => {
-    tun?.close();
-    tun = undefined;
-    const fresh = !(await isOurs(device));
-    signal.throwIfAborted();
-    tun = openTun({ name: device, queues: workers, offloads: config.offloads });
-    if (fresh) await markDevice(device);
-    signal.throwIfAborted();
-    tun.persist(true);
-    await setUpDevice({ name: device, mtu: deviceMtu, addresses, networks }, (reason) =>
-      log.warn('device_setup', { reason }),
-    );
-    signal.throwIfAborted();
-    return tun;
-  };
-  const { fds, offloads: deviceOffloads } = await openDevice();
-  const offloads = sockets.flat().reduce((bits, socket) => bits & socket.offloads, deviceOffloads);
+  undo.push(() => devices.persist(run.keepDevice, !ready));
+  const deviceFds = await openDevices();
+  const offloads = devices.offloads & sockets.offloads;
   await dataplane.start({
-    deviceFds: fds,
-    socketFds: sockets.map((each) => [fdOf(each, 4), fdOf(each, 6)]),
-    settings: {
-      sourceCheck: config.sourceCheck,
-      offloads,
-      maxSegments: Math.min(...sockets.flat().map((socket) => socket.maxSegments)),
-      mtu: deviceMtu,
-      address4: addresses.find((address) => address.family === 4)?.bytes,
-      address6: addresses.find((address) => address.family === 6)?.bytes,
-    },
-    reopenDevice: async () => (await openDevice()).fds,
+    deviceFds,
+    socketFds: sockets.receivers,
+    senderFds: sockets.senders,
+    settings: engineSettingsFor(config, { offloads, maxSegments: sockets.maxSegments, mtus, addresses }),
+    reopenDevices: openDevices,
   });
   signal.throwIfAborted();
   pathMtu.start();
   undo.push(() => pathMtu.stop());
+  if (mode === 'l2') {
+    ownMacs.start();
+    undo.push(() => ownMacs.stop());
+  }
   if (member.subnetFile !== undefined) {
-    await writeSubnetFile(member.subnetFile, { networks, subnets, mtu: deviceMtu, ipMasq: false });
+    await writeSubnetFile(member.subnetFile, { networks, subnets, mtu: mtus[0], ipMasq: false });
   }
   ready = true;
   log.info('ready', {
     version,
-    device,
-    mtu: deviceMtu,
-    addresses: addresses.map((address) => address.text),
-    networks: texts(networks),
-    subnets: texts(subnets),
+    ...(mode === 'l2'
+      ? {
+          mode,
+          devices: segments.map((segment, i) => ({ ...described(segment), mtu: mtus[i], reused: devices.reused[i] })),
+        }
+      : { device, mtu: mtus[0], addresses: texts(addresses), networks: texts(networks), subnets: texts(subnets) }),
     lease: member.lease,
     underlay: { interface: underlay.interface, mtu: underlay.mtu, addresses: texts(underlay.addresses), port },
     peers: dataplane.tables.peerCount,
-    routes: dataplane.tables.routeCount,
+    ...(mode === 'l2' ? {} : { routes: dataplane.tables.routeCount }),
     workers,
     offloads: offloadNames(offloads),
-    reused,
+    reused: devices.reused.some((reused) => reused),
   });
 }
 
@@ -201,32 +222,26 @@ const aborted = (signal: AbortSignal): Promise<void> =>
     signal.addEventListener('abort', () => resolve(), { once: true });
   });
 
-/** By worker, one socket an address; all of an address share its port. */
-function openSockets(underlay: Underlay, port: number, { workers, offloads }: Config): UdpSocket[][] {
-  for (const { bytes, text } of underlay.addresses) probePort(bytes, text, port);
-  const sockets: UdpSocket[][] = [];
-  try {
-    for (let i = 0; i < workers; i++) {
-      const each: UdpSocket[] = [];
-      sockets.push(each);
-      for (const { bytes, text } of underlay.addresses) each.push(openUdp({ address: bytes, text, port, offloads }));
-    }
-    return sockets;
-  } catch (error) {
-    for (const socket of sockets.flat()) closeSync(socket.fd);
-    throw error;
-  }
-}
-
-const fdOf = (sockets: readonly UdpSocket[], family: 4 | 6): number =>
-  sockets.find((socket) => socket.family === family)?.fd ?? -1;
-
 const sourceFor = (address: string, own: readonly Address[]): string | undefined =>
   own.find((one) => one.family === (address.includes(':') ? 6 : 4))?.text;
 
 const texts = (items: readonly (Address | Cidr)[]): string[] => items.map((item) => item.text);
 
-function* peersInForce(applier: Applier): Generator<{ name: string; ref: number }> {
+const interfaceTexts = ({ addresses }: Segment): string[] => addresses.map(({ text, length }) => `${text}/${length}`);
+
+/** What is reached through the TAPs: no peer's underlay address may lie there, unless the underlay lies in it as well. */
+const prefixesOf = (segments: readonly Segment[], underlay: Underlay): Cidr[] =>
+  segments
+    .flatMap(({ addresses }) => addresses.map(({ bytes, length }) => cidrOf(bytes, length)))
+    .filter((prefix) => !underlay.addresses.some(({ bytes }) => contains(prefix, { bytes, length: bytes.length * 8 })));
+
+const described = (segment: Segment): object => {
+  const { vni, device, bridge } = segment;
+  return { vni, device, bridge, addresses: interfaceTexts(segment) };
+};
+
+/** In layer 2 one of several of our networks comes several times. */
+function* peersInForce(applier: Applier): Generator<PeerInForce> {
   for (const { key, name } of applier.have.peers.values()) {
     const ref = applier.ref(key);
     if (ref !== undefined) yield { name, ref };

@@ -1,8 +1,9 @@
 /**
- * The TUN as the host sees it: whose it is, its address, MTU and routes. All of it can be done again at any time: it changes
- * what differs, and takes away what an earlier run with other options left.
+ * The TUN, or in layer 2 the TAP, as the host sees it: whose it is, its addresses, MTU, routes, bridge. All of it can be done
+ * again at any time: it changes what differs, and takes away what an earlier run with other options left.
  *
- * Ours are TUNs with the alias `weft`. The device is persistent while weftd runs, so that after a kill the next start finds
+ * Ours are those with the alias `weft`. A TAP is also the operator's, who may give it addresses or put it into a bridge by hand:
+ * so its alias goes on with what we gave it ourselves, `weft bridge=br0 10.7.0.1/24`, which is all that we may take away. The device is persistent while weftd runs, so that after a kill the next start finds
  * it with its routes and goes on; a fresh one gets its alias before it becomes persistent, so none is ever left unmarked.
  */
 import { existsSync, writeFileSync } from 'node:fs';
@@ -28,7 +29,7 @@ interface Text {
   readonly text: string;
 }
 
-export interface DeviceSetup {
+export interface TunSetup {
   readonly name: string;
   readonly mtu: number;
   /** Without prefix length. */
@@ -37,14 +38,43 @@ export interface DeviceSetup {
   readonly networks: readonly Text[];
 }
 
+/** Of a TAP; all that is not said here is the operator's. */
+export interface TapSetup {
+  readonly name: string;
+  readonly mtu: number;
+  /** `10.7.0.1/24` */
+  readonly addresses: readonly string[];
+  readonly bridge: string | undefined;
+  /** Six bytes; undefined: the one that it has. A device that was lost had better come back with its own, which others remember. */
+  readonly mac: Uint8Array | undefined;
+}
+
 /** True when there is a device of that name and it is ours, false when there is none. Throws a SetupError when it is another's. */
-export async function isOurs(name: string): Promise<boolean> {
+export async function isOurs(name: string, kind: 'tun' | 'tap'): Promise<boolean> {
   const link = await readLink(name);
   if (!link) return false;
-  if (link.kind === 'tun' && link.alias === ALIAS) return true;
+  if (link.kind === 'tun' && link.alias?.split(' ')[0] === ALIAS) {
+    if (link.type === kind) return true;
+    throw new SetupError(
+      'DEVICE_TAKEN',
+      `device ${name} is a ${link.type?.toUpperCase()} that weft left in its other mode: remove it (ip link del ${name}), or choose another --device`,
+    );
+  }
   throw new SetupError(
     'DEVICE_TAKEN',
     `device name ${name} is taken by an interface that is not weft's: choose another with --device`,
+  );
+}
+
+/** Throws a SetupError unless there is a bridge of that name. */
+export async function checkBridge(name: string): Promise<void> {
+  const link = await readLink(name);
+  if (link?.kind === 'bridge') return;
+  throw new SetupError(
+    'NO_BRIDGE',
+    link
+      ? `interface ${name} is not a bridge: choose another --bridge`
+      : `bridge ${name} does not exist: make it (ip link add ${name} type bridge), or choose another --bridge`,
   );
 }
 
@@ -68,10 +98,10 @@ export async function checkRoutes(name: string, networks: readonly Text[]): Prom
 export const markDevice = (name: string): Promise<void> => ipBatch([`link set dev ${name} alias ${ALIAS}`]);
 
 /**
- * Gives the device its MTU, addresses and routes and takes it up. Throws a SetupError when one of these fails; what only
+ * Gives a TUN its MTU, addresses and routes and takes it up. Throws a SetupError when one of these fails; what only
  * makes things better or quieter is told to `warn` instead.
  */
-export async function setUpDevice(setup: DeviceSetup, warn: (text: string) => void): Promise<void> {
+export async function setUpTun(setup: TunSetup, warn: (text: string) => void): Promise<void> {
   const { name, mtu } = setup;
   const ipv6 = setup.networks.some((network) => network.family === 6);
   quietIpv6(name, ipv6);
@@ -91,6 +121,60 @@ export async function setUpDevice(setup: DeviceSetup, warn: (text: string) => vo
   if (!writeSysctl(`net/ipv4/conf/${name}/accept_local`, '1')) {
     warn(`cannot set net.ipv4.conf.${name}.accept_local: this host's own programs will not see ICMP errors from weft`);
   }
+}
+
+/**
+ * Gives a TAP its MTU, bridge and addresses and takes it up; what an earlier run gave it and is not asked for now goes. Throws a
+ * SetupError when one of these fails.
+ */
+export async function setUpTap({ name, mtu, addresses, bridge, mac }: TapSetup): Promise<void> {
+  if (bridge !== undefined) await checkBridge(bridge);
+  const link = await readLink(name);
+  const before = givenIn(link?.alias);
+  const stale = (link?.addresses ?? [])
+    .map((address) => `${address.text}/${address.length}`)
+    .filter((address) => before.addresses.includes(address) && !addresses.includes(address));
+  const leaves = bridge === undefined && before.bridge !== undefined && before.bridge === link?.master;
+  const commands = [
+    `link set dev ${name} mtu ${mtu} txqueuelen ${QUEUE_LENGTH}`,
+    // Written down before it is done, old and new, so that whenever this ends, the next run knows what is ours.
+    setAlias(name, bridge ?? before.bridge, new Set([...addresses, ...before.addresses])),
+  ];
+  if (mac)
+    commands.push(
+      `link set dev ${name} address ${Buffer.from(mac)
+        .toString('hex')
+        .replace(/..(?=.)/g, '$&:')}`,
+    );
+  if (leaves) commands.push(`link set dev ${name} nomaster`);
+  if (bridge !== undefined && bridge !== link?.master) commands.push(`link set dev ${name} master ${bridge}`);
+  await ipBatch([
+    ...commands,
+    ...stale.map((address) => `address del ${address} dev ${name}`),
+    ...addresses.map((address) => `address replace ${address} dev ${name}`),
+    `link set dev ${name} up`,
+    setAlias(name, bridge, new Set(addresses)),
+  ]);
+}
+
+/** Puts a device into a bridge that it was in when it was lost; `warn` is told why it cannot be. */
+export const rejoinBridge = (name: string, bridge: string, warn: (text: string) => void): Promise<void> =>
+  ipBatch([`link set dev ${name} master ${bridge}`]).catch((error: Error) => warn(error.message));
+
+/** Most bytes of an alias, IFALIASZ with its end (linux/if.h). */
+const ALIAS_MOST = 255;
+
+function setAlias(name: string, bridge: string | undefined, addresses: ReadonlySet<string>): string {
+  const words = [ALIAS, ...(bridge === undefined ? [] : [`bridge=${bridge}`]), ...addresses];
+  while (words.join(' ').length > ALIAS_MOST) words.pop();
+  return `link set dev ${name} alias "${words.join(' ')}"`;
+}
+
+/** What an earlier run gave a TAP with this alias. */
+function givenIn(alias = ''): { readonly bridge: string | undefined; readonly addresses: readonly string[] } {
+  const words = alias.split(' ').slice(1);
+  const bridge = words.find((word) => word.startsWith('bridge='));
+  return { bridge: bridge?.slice('bridge='.length), addresses: words.filter((word) => word !== bridge) };
 }
 
 const addAddress = (name: string, { family, text }: Text): string =>
@@ -121,7 +205,7 @@ function writeSysctl(path: string, value: string): boolean {
 }
 
 /** Addresses and routes that an earlier run with other options left. */
-async function removeStale({ name, addresses, networks }: DeviceSetup): Promise<void> {
+async function removeStale({ name, addresses, networks }: TunSetup): Promise<void> {
   const commands: string[] = [];
   for (const address of (await readLink(name))?.addresses ?? []) {
     if (address.scope === 'link' || addresses.some((own) => own.text === address.text)) continue;

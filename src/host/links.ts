@@ -16,8 +16,12 @@ export interface LinkAddress {
 export interface Link {
   readonly name: string;
   readonly mtu: number;
-  /** `tun`, `veth`, `vxlan`, …; undefined for plain hardware. */
+  /** `tun` (a TAP too), `bridge`, `veth`, `vxlan`, …; undefined for plain hardware. */
   readonly kind: string | undefined;
+  /** What `kind` says more: `tun` or `tap`. */
+  readonly type: string | undefined;
+  /** Name of the bridge, or whatever else, that it is a port of. */
+  readonly master: string | undefined;
   readonly alias: string | undefined;
   readonly up: boolean;
   readonly addresses: readonly LinkAddress[];
@@ -29,7 +33,13 @@ const linksSchema = v.array(
     mtu: v.number(),
     flags: v.array(v.string()),
     ifalias: v.optional(v.string()),
-    linkinfo: v.optional(v.object({ info_kind: v.optional(v.string()) })),
+    master: v.optional(v.string()),
+    linkinfo: v.optional(
+      v.object({
+        info_kind: v.optional(v.string()),
+        info_data: v.optional(v.object({ type: v.fallback(v.optional(v.string()), undefined) }), {}),
+      }),
+    ),
     addr_info: v.array(
       v.object({
         family: v.string(),
@@ -50,6 +60,8 @@ async function readLinks(args: readonly string[]): Promise<Link[] | undefined> {
     name: link.ifname,
     mtu: link.mtu,
     kind: link.linkinfo?.info_kind,
+    type: link.linkinfo?.info_data.type,
+    master: link.master,
     alias: link.ifalias,
     up: link.flags.includes('UP'),
     addresses: link.addr_info

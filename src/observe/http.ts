@@ -1,5 +1,5 @@
 /**
- * The HTTP endpoint: /metrics, /healthz, /readyz, nothing else. Whoever can reach it may be hostile, so all is bounded:
+ * The HTTP endpoint: /metrics, /healthz, /readyz, /v1/macs, /v1/neighbours, nothing else. Whoever can reach it may be hostile, so all is bounded:
  * connections, header bytes, time to send a request, time to keep a connection; and only GET is answered.
  */
 import { createServer, type Server, type ServerResponse } from 'node:http';
@@ -8,6 +8,7 @@ import { SetupError } from '../io/setup-error.js';
 const MOST_CONNECTIONS = 64;
 const MOST_HEADER_BYTES = 8192;
 const TIMEOUT = 5000;
+const JSON_TYPE = 'application/json';
 
 export interface HttpOptions {
   readonly host: string;
@@ -15,6 +16,8 @@ export interface HttpOptions {
   readonly port: number;
   /** Text of /metrics and its content type. */
   readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
+  /** Texts of /v1/macs and /v1/neighbours, JSON. */
+  readonly tables: { macs(): string; neighbours(): string };
   readonly ready: () => Readiness;
   /** Milliseconds; tests shorten it. */
   readonly timeout?: number;
@@ -74,8 +77,12 @@ async function answer(method: string, path: string, response: ServerResponse, op
   } else if (path === '/readyz') {
     const { ready, text } = options.ready();
     say(ready ? 200 : 503, `${text}\n`);
+  } else if (path === '/v1/macs') {
+    say(200, `${options.tables.macs()}\n`, JSON_TYPE);
+  } else if (path === '/v1/neighbours') {
+    say(200, `${options.tables.neighbours()}\n`, JSON_TYPE);
   } else {
-    say(404, 'there are /metrics, /healthz and /readyz\n');
+    say(404, 'there are /metrics, /healthz, /readyz, /v1/macs and /v1/neighbours\n');
   }
 }
 

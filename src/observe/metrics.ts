@@ -11,19 +11,39 @@ import { COUNTER_INFOS, type CounterRole, readCounter } from '../dataplane/count
 import { slotOf } from '../dataplane/peers.js';
 import { type EngineMemory, PEER_COUNTERS } from '../io/memory.js';
 import { OFFLOAD_NAMES, OFFLOADS } from '../io/offloads.js';
+import type { PeerInForce, TablesSummary } from './tables.js';
 
 /** Series per peer cost a scrape and a database; a large mesh shows its first peers by name, and how many it left out. */
 export const MOST_PEERS = 256;
+
+/** A network of layer 2. */
+export interface Segment {
+  readonly vni: number;
+  readonly device: string;
+  /** The device's, in bytes. */
+  readonly mtu: number;
+}
 
 /** What metrics read; each is asked at scrape. */
 export interface Observed {
   readonly version: string;
   readonly memory: EngineMemory;
+  /** The device's, of layer 3. */
   readonly mtu: number;
-  readonly tables: { readonly peerCount: number; readonly routeCount: number };
-  /** Peers in force, with their references in the tables. */
-  readonly peers: () => Iterable<{ readonly name: string; readonly ref: number }>;
-  readonly workers: { readonly running: number; readonly restarts: number; readonly offloads: number };
+  /** By network; empty in layer 3. */
+  readonly segments: readonly Segment[];
+  /** What is known in each. */
+  readonly forwarding: { summary(): TablesSummary };
+  readonly tables: { readonly routeCount: number };
+  /** Peers in force; one of several of our networks comes once for each. */
+  readonly peers: () => Iterable<PeerInForce>;
+  readonly workers: {
+    readonly running: number;
+    readonly restarts: number;
+    readonly offloads: number;
+    /** Messages that the kernel dropped because a socket's buffer was full. */
+    readonly socketDrops: number;
+  };
   readonly loop: { readonly state: LoopState };
   /** Seconds are undefined where there are no leases. */
   readonly lease: { secondsLeft(): number | undefined; forwards(): boolean };
@@ -64,15 +84,26 @@ export function createMetrics(observed: Observed): Registry {
 
   walkCounters(observed.memory, counter);
   peerCounters(observed, counter, gauge);
+  if (observed.segments.length > 0) forwardingGauges(observed, gauge);
 
-  gauge('weft_peers', 'Peers in force.', [], () => [[{}, observed.tables.peerCount]]);
+  gauge('weft_peers', 'Peers in force.', [], () => [[{}, peersByName(observed).size]]);
   gauge('weft_routes', 'Prefixes in force.', [], () => [[{}, observed.tables.routeCount]]);
   gauge('weft_peers_path_mtu_lowered', 'Peers whose path carries less than was planned.', [], () => [
     [{}, observed.pathMtu.lowered],
   ]);
-  gauge('weft_device_mtu_bytes', "The device's MTU.", [], () => [[{}, observed.mtu]]);
+  gauge('weft_device_mtu_bytes', "The device's MTU; in layer 2 each device's.", ['device', 'vni'], () =>
+    observed.segments.length > 0
+      ? observed.segments.map(({ vni, device, mtu }) => [{ device, vni: String(vni) }, mtu])
+      : [[{}, observed.mtu]],
+  );
   gauge('weft_offload_in_use', '1 while an offload is in use.', ['offload'], () =>
     OFFLOAD_NAMES.map((name) => [{ offload: name }, observed.workers.offloads & OFFLOADS[name] ? 1 : 0]),
+  );
+  counter(
+    'weft_socket_overflow_total',
+    "Messages that the kernel dropped because a socket's buffer was full (with UDP_GRO one may hold many datagrams).",
+    [],
+    () => [[{}, observed.workers.socketDrops]],
   );
   gauge('weft_workers_running', 'Dataplane threads that run.', [], () => [[{}, observed.workers.running]]);
   counter('weft_worker_restarts_total', 'Times a dataplane thread was started again.', [], () => [
@@ -161,18 +192,30 @@ function walkCounters(memory: EngineMemory, counter: Define): void {
   );
 }
 
+/** By name: references, one for each network that the peer is in. */
+function peersByName({ peers }: Observed): Map<string, number[]> {
+  const found = new Map<string, number[]>();
+  for (const { name, ref } of peers()) {
+    const refs = found.get(name);
+    if (refs) refs.push(ref);
+    else found.set(name, [ref]);
+  }
+  return found;
+}
+
+/** A peer's series are the sums over all networks that it is in. */
 function peerCounters(observed: Observed, counter: Define, gauge: Define): void {
   const { memory } = observed;
-  const shown = (): { name: string; ref: number }[] =>
-    [...observed.peers()].sort((a, b) => (a.name < b.name ? -1 : 1)).slice(0, MOST_PEERS);
+  const shown = (): [string, number[]][] =>
+    [...peersByName(observed)].sort(([a], [b]) => (a < b ? -1 : 1)).slice(0, MOST_PEERS);
   /** `column` 0: packets, 1: bytes; out first, then in (io/memory.ts). */
   const samples = (column: number) =>
     function* (): Generator<Sample> {
-      for (const { name, ref } of shown()) {
+      for (const [name, refs] of shown()) {
         for (const [i, direction] of (['outbound', 'inbound'] as const).entries()) {
           let sum = 0;
-          for (const worker of memory.layout.workers) {
-            sum += memory.f64[(worker.peerCounters >> 3) + slotOf(ref) * PEER_COUNTERS + i * 2 + column];
+          for (const { peerCounters: at } of memory.layout.workers) {
+            for (const ref of refs) sum += memory.f64[(at >> 3) + slotOf(ref) * PEER_COUNTERS + i * 2 + column];
           }
           yield [{ peer: name, direction }, sum];
         }
@@ -182,6 +225,34 @@ function peerCounters(observed: Observed, counter: Define, gauge: Define): void 
   counter('weft_peer_packets_total', 'Packets to and from a peer.', labels, samples(0));
   counter('weft_peer_bytes_total', 'Bytes to and from a peer, outer headers not counted.', labels, samples(1));
   gauge('weft_peers_not_shown', `Peers beyond the ${MOST_PEERS} that have series of their own.`, [], () => [
-    [{}, Math.max(0, observed.tables.peerCount - MOST_PEERS)],
+    [{}, Math.max(0, peersByName(observed).size - MOST_PEERS)],
   ]);
+}
+
+function forwardingGauges({ segments, forwarding }: Observed, gauge: Define): void {
+  const byNetwork = (values: (network: number, summary: TablesSummary) => Record<string, number>, label: string) =>
+    function* (): Generator<Sample> {
+      const summary = forwarding.summary();
+      for (const [network, { vni }] of segments.entries()) {
+        for (const [name, value] of Object.entries(values(network, summary))) {
+          yield [{ vni: String(vni), [label]: name }, value];
+        }
+      }
+    };
+  gauge(
+    'weft_macs',
+    "MACs that are known, by origin: behind our own device, behind peers, or the registry's.",
+    ['vni', 'origin'],
+    byNetwork((network, { macs }) => macs[network], 'origin'),
+  );
+  gauge(
+    'weft_neighbours',
+    "IP addresses whose MAC is known, by origin: learned, or the registry's.",
+    ['vni', 'origin'],
+    byNetwork((network, { neighbours }) => neighbours[network], 'origin'),
+  );
+  gauge('weft_mac_oldest_age_seconds', 'Age of the learned MAC that was quiet for longest.', ['vni'], () => {
+    const { oldest } = forwarding.summary();
+    return segments.map(({ vni }, network) => [{ vni: String(vni) }, oldest[network]]);
+  });
 }

@@ -7,9 +7,10 @@ import { serveHttp } from '../../src/observe/http.js';
 import { createLog } from '../../src/observe/log.js';
 
 const metrics = { contentType: 'text/plain; version=0.0.4', metrics: async () => 'weft_up 1\n' };
+const tables = { macs: () => '{"macs":[],"more":0}', neighbours: () => '{"neighbours":[],"more":0}' };
 const NOT_READY = { ready: false, text: 'weftd is not ready yet' };
 let readiness = NOT_READY;
-const endpoint = await serveHttp({ host: '127.0.0.1', port: 0, metrics, ready: () => readiness, timeout: 300 });
+const endpoint = await serveHttp({ host: '127.0.0.1', port: 0, metrics, tables, ready: () => readiness, timeout: 300 });
 t.teardown(() => endpoint.close());
 
 function ask(
@@ -54,7 +55,11 @@ t.test('what it answers', async (t) => {
   t.match(await ask('/readyz'), { status: 503, body: 'weftd is not ready yet\n' });
   readiness = { ready: true, text: 'weftd is ready' };
   t.match(await ask('/readyz'), { status: 200, body: 'weftd is ready\n' });
-  t.match(await ask('/'), { status: 404 });
+  t.match(await ask('/v1/macs'), { status: 200, body: '{"macs":[],"more":0}\n', type: 'application/json' });
+  t.match(await ask('/v1/neighbours?x'), { status: 200, body: /^\{"neighbours":/, type: 'application/json' });
+  t.match(await ask('/'), { status: 404, body: /\/metrics.*\/v1\/macs and \/v1\/neighbours/ });
+  t.match(await ask('/v1'), { status: 404 });
+  t.match(await ask('/v1/macs', 'POST'), { status: 405 });
   t.match(await ask('/metrics/../metrics'), { status: 404 });
   for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS'])
     t.match(await ask('/metrics', method), { status: 405 }, method);
@@ -90,11 +95,11 @@ t.test('it is bounded', async (t) => {
 });
 
 t.test('a port in use is one line', async (t) => {
-  const again = serveHttp({ host: '127.0.0.1', port: endpoint.port, metrics, ready: () => NOT_READY });
+  const again = serveHttp({ host: '127.0.0.1', port: endpoint.port, metrics, tables, ready: () => NOT_READY });
   await t.rejects(again, SetupError);
   await t.rejects(again, new RegExp(`^127\\.0\\.0\\.1:${endpoint.port} is in use: choose another --metrics-address$`));
   await t.rejects(
-    serveHttp({ host: '192.0.2.77', port: 1, metrics, ready: () => NOT_READY }),
+    serveHttp({ host: '192.0.2.77', port: 1, metrics, tables, ready: () => NOT_READY }),
     /not an address of this host/,
   );
 });

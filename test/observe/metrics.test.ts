@@ -32,14 +32,11 @@ function setUp(workers: number): {
     version: '1.2.3',
     memory,
     mtu: 1472,
-    tables: {
-      get peerCount() {
-        return peers.length;
-      },
-      routeCount: 5,
-    },
+    segments: [],
+    forwarding: { summary: () => ({ macs: [], neighbours: [], oldest: [] }) },
+    tables: { routeCount: 5 },
     peers: () => peers,
-    workers: { running: workers, restarts: 2, offloads: ALL_OFFLOADS & ~OFFLOADS.uso },
+    workers: { running: workers, restarts: 2, socketDrops: 7, offloads: ALL_OFFLOADS & ~OFFLOADS.uso },
     loop: {
       get state() {
         return state.now;
@@ -152,4 +149,47 @@ t.test("control's state", async (t) => {
   t.ok((found.get('process_resident_memory_bytes') ?? 0) > 1e6);
   state.now = { ...state.now, problem: 'away' };
   t.equal(samples(await registry.metrics()).get('weft_registry_up'), 0);
+});
+
+t.test('layer 2: what is known in each network, and peers that are in several', async (t) => {
+  const { memory, observed, peers } = setUp(1);
+  peers.push({ name: 'b', ref: (1 << 16) | 9 });
+  const registry = createMetrics({
+    ...observed,
+    segments: [
+      { vni: 42, device: 'weft42', mtu: 1450 },
+      { vni: 7, device: 'red', mtu: 9000 },
+    ],
+    forwarding: {
+      summary: () => ({
+        macs: [
+          { local: 1, peer: 2, static: 3 },
+          { local: 0, peer: 0, static: 0 },
+        ],
+        neighbours: [
+          { learned: 4, static: 5 },
+          { learned: 0, static: 6 },
+        ],
+        oldest: [12.5, 0],
+      }),
+    },
+  });
+  for (const slot of [7, 9]) memory.f64[(memory.layout.workers[0].peerCounters >> 3) + slot * PEER_COUNTERS] = slot;
+  const found = samples(await registry.metrics());
+  const expected: Record<string, number> = {
+    'weft_macs{vni="42",origin="local"}': 1,
+    'weft_macs{vni="42",origin="peer"}': 2,
+    'weft_macs{vni="42",origin="static"}': 3,
+    'weft_macs{vni="7",origin="peer"}': 0,
+    'weft_neighbours{vni="42",origin="learned"}': 4,
+    'weft_neighbours{vni="7",origin="static"}': 6,
+    'weft_mac_oldest_age_seconds{vni="42"}': 12.5,
+    'weft_mac_oldest_age_seconds{vni="7"}': 0,
+    'weft_device_mtu_bytes{device="weft42",vni="42"}': 1450,
+    'weft_device_mtu_bytes{device="red",vni="7"}': 9000,
+    weft_peers: 2,
+    'weft_peer_packets_total{peer="b",direction="outbound"}': 16,
+  };
+  for (const [name, value] of Object.entries(expected)) t.equal(found.get(name), value, name);
+  t.equal(found.has('weft_device_mtu_bytes'), false, 'each device for itself');
 });

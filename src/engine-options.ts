@@ -1,0 +1,51 @@
+/** What the configuration makes of the dataplane: how much memory it needs, and the engine's settings. */
+import type { Config } from './config.js';
+import type { Address } from './control/cidr.js';
+import type { EngineSettings } from './dataplane/settings.js';
+import { DEFAULT_MEMORY, type MemoryOptions } from './io/memory.js';
+
+/** Most MACs, and most neighbours, that a registry may name in layer 2; twice as many, so that all can be replaced in one change. */
+const MOST_STATICS = 2 * 65_536;
+/** Nodes of the route tables in layer 2, which routes nothing. */
+const NO_ROUTES = 16;
+
+export function memoryFor(config: Config): MemoryOptions {
+  const { mode, workers, segments, macTable, sourcePorts } = config;
+  if (mode === 'l3') return { ...DEFAULT_MEMORY, workers };
+  return {
+    ...DEFAULT_MEMORY,
+    workers,
+    routeNodes: NO_ROUTES,
+    networks: segments.length,
+    macs: macTable,
+    neighbours: macTable,
+    statics: MOST_STATICS,
+    senders: sourcePorts,
+  };
+}
+
+/** What was found out at the start. */
+export interface Found {
+  /** Offloads that devices and sockets granted. */
+  readonly offloads: number;
+  readonly maxSegments: number;
+  /** The devices' MTUs in bytes, by network. */
+  readonly mtus: readonly number[];
+  /** The TUN's own addresses. */
+  readonly addresses: readonly Address[];
+}
+
+export function engineSettingsFor(config: Config, { offloads, maxSegments, mtus, addresses }: Found): EngineSettings {
+  const { mode, segments, sourceCheck, inheritDscp, macAge, macsPerPeer, floodUnknown, stormLimit } = config;
+  const networks = segments.map(({ vni }, network) => ({ vni, mtu: mtus[network] }));
+  return {
+    sourceCheck,
+    offloads,
+    maxSegments,
+    inheritDscp,
+    l2: mode === 'l2' ? { networks, age: macAge * 1000, macsPerPeer, floodUnknown, stormLimit } : undefined,
+    mtu: Math.max(...mtus),
+    address4: addresses.find((address) => address.family === 4)?.bytes,
+    address6: addresses.find((address) => address.family === 6)?.bytes,
+  };
+}
