@@ -20,6 +20,7 @@ import {
   MAX_PACKET,
   PEER_BYTES,
   SCRATCH_HALF,
+  SEND_MESSAGES,
   type WorkerLayout,
 } from '../io/memory.js';
 import * as ip from '../packet/ip.js';
@@ -66,6 +67,8 @@ export class Outbound {
   readonly #vnis: readonly number[];
   readonly #dscp: number;
   #floods = 0;
+  /** Messages that every outbox has room for, at the least: looked up anew only when it seems to end. */
+  #room = 0;
   #blocked = 0;
   #deviceLost = false;
   // The packet on its way: its network, its peer's slot and outbox, the largest inner packet there, the outer TOS.
@@ -185,13 +188,20 @@ export class Outbound {
     if (result === -EBADFD) this.#deviceLost = true;
   }
 
+  /** Whether whatever is read next fits: into the arena, and into any outbox with a message for each datagram. */
   #hasRoom(): boolean {
     if (this.#at + ROOM > this.#arenaEnd) return false;
+    if (this.#room < MAX_SPLIT) this.#room = this.#leastRoom();
+    return this.#room >= MAX_SPLIT;
+  }
+
+  #leastRoom(): number {
+    let least = SEND_MESSAGES;
     for (let i = 0; i < this.#outboxes.length; i++) {
       const outbox = this.#outboxes[i];
-      if (outbox !== undefined && outbox.room < MAX_SPLIT) return false;
+      if (outbox !== undefined) least = Math.min(least, outbox.room);
     }
-    return true;
+    return least;
   }
 
   #drop(counter: number): void {
@@ -254,6 +264,7 @@ export class Outbound {
   #append(at: number, size: number, count: number, last: number): void {
     if (this.#flooding) this.#flood(at, size, count, last);
     else this.#outbox.append(this.#slot, at, size, count, last, this.#tos);
+    this.#room -= count;
     this.#at = at + (count - 1) * size + last;
   }
 
@@ -266,6 +277,7 @@ export class Outbound {
     this.#floodBegun = false;
     do this.#copyToPeers();
     while (this.#flooding && this.#send());
+    this.#room = 0;
   }
 
   /**
