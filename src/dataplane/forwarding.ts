@@ -16,8 +16,10 @@ import {
   NEIGHBOUR_REF,
   NEIGHBOUR_SEEN,
   NEIGHBOUR_STATE,
+  networkOf,
   ROUTER,
   ROUTER_KNOWN,
+  vlansOf,
 } from './neighbours.js';
 import type { PeerRef } from './peers.js';
 import { SharedWords } from './shared.js';
@@ -36,6 +38,8 @@ export interface MacEntry {
 export interface NeighbourEntry extends MacEntry {
   /** 4 or 16 bytes, network byte order. */
   readonly address: Uint8Array;
+  /** Of the tags of the frames that said so, the outer first; none: untagged. */
+  readonly vlans: readonly number[];
   /** Is it a router? undefined: nobody said. */
   readonly router: boolean | undefined;
 }
@@ -76,7 +80,8 @@ const NEIGHBOURS: Kind<NeighbourEntry> = {
   seen: NEIGHBOUR_SEEN,
   key: (entry) => entry.subarray(1, 6).join(),
   entry: (entry, origin, age) => ({
-    network: entry[NEIGHBOUR_NETWORK],
+    network: networkOf(entry[NEIGHBOUR_NETWORK]),
+    vlans: vlansOf(entry[NEIGHBOUR_NETWORK]),
     address: addressOf(entry),
     mac: macBytes(entry[NEIGHBOUR_MAC_LOW], entry[NEIGHBOUR_MAC_HIGH]),
     router: entry[NEIGHBOUR_FLAGS] & ROUTER_KNOWN ? (entry[NEIGHBOUR_FLAGS] & ROUTER) !== 0 : undefined,

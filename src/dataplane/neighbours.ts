@@ -4,11 +4,11 @@
  * from what ARP (RFC 826) and ND (RFC 4861) say.
  *
  * An entry is 16 i32 words, one cache line: state (0: free), the address as addressWords() makes it (IPv4 as
- * ::ffff:a.b.c.d), network, MAC (low, high: see macs.ts), flags, reference of the peer that has it (LOCAL: our side; 0:
+ * ::ffff:a.b.c.d), network and VLANs (`scopeOf`), MAC (low, high: see macs.ts), flags, reference of the peer that has it (LOCAL: our side; 0:
  * unknown), then, learned ones only: when last taught, when learned, when other workers were last told.
  * Times are milliseconds that wrap at 32 bits: only differences mean anything.
  */
-import { type EngineMemory, NEIGHBOUR_BYTES, type TableLayout } from '../io/memory.js';
+import { type EngineMemory, MAX_NETWORKS, NEIGHBOUR_BYTES, type TableLayout } from '../io/memory.js';
 import { NEIGHBOURS_AGED, NEIGHBOURS_FULL, NEIGHBOURS_LEARNED } from './counters.js';
 import { PeerShares, randomSecret, sweepStep } from './macs.js';
 import type { PeerRef } from './peers.js';
@@ -30,6 +30,19 @@ const ANNOUNCED = 12;
 /** Flags: it is a router; and we know whether it is one (an advertisement or the registry said so). */
 export const ROUTER = 1;
 export const ROUTER_KNOWN = 2;
+
+/**
+ * A network and the VLANs of the tags in it (0: no such tag), as one number: what was learned in one VLAN is not so in another,
+ * since one address may be two hosts in two VLANs. What the registry says is of the network, whatever the VLAN.
+ */
+export const scopeOf = (network: number, outer: number, inner: number): number =>
+  network | (outer << SCOPE_OUTER) | (inner << SCOPE_INNER);
+export const networkOf = (scope: number): number => scope & (MAX_NETWORKS - 1);
+/** The VLANs in a scope, the outer first. */
+export const vlansOf = (scope: number): number[] =>
+  [(scope >> SCOPE_OUTER) & 0xfff, (scope >> SCOPE_INNER) & 0xfff].filter((vlan) => vlan !== 0);
+const SCOPE_OUTER = 4;
+const SCOPE_INNER = 16;
 
 const TAUGHT = 1;
 /** State: another worker told us. It counts this neighbour as learned and aged, so we do not. */

@@ -23,6 +23,7 @@ import {
   SEND_MESSAGES,
   type WorkerLayout,
 } from '../io/memory.js';
+import { isGroupMac } from '../packet/ethernet.js';
 import * as ip from '../packet/ip.js';
 import * as vnet from '../packet/virtio-net.js';
 import { VXLAN_HEADER, writeVxlan } from '../packet/vxlan.js';
@@ -247,12 +248,25 @@ export class Outbound {
     this.#append(at - this.#header, this.#header + length, 1, this.#header + length);
   }
 
-  /** The packet goes to all peers of its network; what fits on which path is looked at copy by copy. */
+  /**
+   * The packet goes to all peers of its network; what fits on which path is looked at copy by copy. One to a single host that
+   * fits on none is too big as if we knew where that is.
+   */
   #aimAtAll(packet: number, at: number, length: number): void {
     this.#flooding = true;
-    this.#floodSender = this.#senderFor(packet, at, length);
-    this.#mtu = ANY_LENGTH;
+    this.#floodSender = this.#senders === 1 ? 0 : this.#senderFor(packet, at, length);
+    this.#mtu = isGroupMac(this.#view, at) ? ANY_LENGTH : this.#largestMtu();
     this.#tos = this.#layer.version === 0 ? 0 : ip.tosOf(this.#view, packet) & (this.#dscp | ECN);
+  }
+
+  #largestMtu(): number {
+    const i32 = this.#i32;
+    const list = this.#floods + this.#network * (this.#memory.options.peers + 1);
+    let largest = 0;
+    for (let i = 1; i <= i32[list]; i++) {
+      largest = Math.max(largest, i32[this.#peers + (i32[list + i] & 0xffff) * (PEER_BYTES >> 2) + PEER_MTU]);
+    }
+    return largest;
   }
 
   /** Which of an underlay's sockets sends a flow: its source port is what routers on the way tell flows by (RFC 7348 4.1). */
@@ -401,8 +415,9 @@ export class Outbound {
     const segments = ((length - headers + size - 1) / size) | 0;
     const pieces = Math.ceil((headers + size) / Math.max(fragmentPayload(l3, mtu), 1));
     const room = (segments * pieces + segments) * (prefix + headers) + length;
-    if (tcp || fragmentPayload(l3, mtu) < 8 || room > SCRATCH_HALF || segments * pieces > MAX_SPLIT) {
-      this.#drop(count.OUT_TOO_BIG);
+    const fits = fragmentPayload(l3, mtu) >= 8 && room <= SCRATCH_HALF && segments * pieces <= MAX_SPLIT;
+    if (tcp || !fits || this.#flooding) {
+      this.#dropWhole(count.OUT_TOO_BIG);
       return;
     }
     this.#layer.depart(at);
@@ -424,22 +439,22 @@ export class Outbound {
     const length = frameLength - l2;
     const mtu = this.#mtu - l2;
     if (version === 0 || !exact) {
-      this.#drop(count.OUT_TOO_BIG);
+      this.#dropWhole(count.OUT_TOO_BIG);
       return;
     }
     const header = (this.#view.getUint8(at) & 15) << 2;
     const fragment = this.#view.getUint16(at + ip.IPV4_FRAGMENT);
     if (version === 6 || fragment & ip.IPV4_DF || fragmentPayload(header, mtu) < 8) {
-      this.#drop(count.OUT_TOO_BIG);
+      this.#dropWhole(count.OUT_TOO_BIG);
       this.#icmp.tooBig(at, length, mtu, l2);
       return;
     }
     if (((fragment & ip.IPV4_OFFSET_MASK) << 3) + length - header > MAX_PACKET) {
-      this.#drop(count.OUT_TOTAL_LENGTH); // a fragment of more than there can be
+      this.#dropWhole(count.OUT_TOTAL_LENGTH); // a fragment of more than there can be
       return;
     }
     if (Math.ceil((length - header) / fragmentPayload(header, mtu)) > MAX_SPLIT) {
-      this.#drop(count.OUT_TOO_BIG);
+      this.#dropWhole(count.OUT_TOO_BIG);
       return;
     }
     this.#layer.depart(at);

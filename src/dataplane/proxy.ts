@@ -32,8 +32,10 @@ import {
   NEIGHBOUR_MAC_HIGH,
   NEIGHBOUR_MAC_LOW,
   NEIGHBOUR_REF,
+  networkOf,
   ROUTER,
   ROUTER_KNOWN,
+  scopeOf,
 } from './neighbours.js';
 
 /** The frame goes on its way. */
@@ -64,6 +66,8 @@ export class NeighbourProxy {
   readonly #scratch: number;
   /** Slots - 1 of the static tables; -1: there are none. */
   readonly #mask: number;
+  /** The network and VLANs of the frame in question (neighbours.ts). */
+  #scope = 0;
   #staticMacs = 0;
   #staticNeighbours = 0;
   /** The IP address in question, as tables keep it: IPv4 as ::ffff:a.b.c.d. */
@@ -104,14 +108,15 @@ export class NeighbourProxy {
    * pass.
    */
   outbound(device: Device, at: number, length: number, l2: number, network: number, now: number): number {
+    this.#setScope(at, l2, network);
     const type = this.#view.getUint16(at + l2 - 2);
     if (type === ethernet.ETHERTYPE_ARP) {
-      const found = this.#arp(at, length, l2, network, LOCAL, now);
+      const found = this.#arp(at, length, l2, LOCAL, now);
       if (found === ASKS) return this.#answerArp(device, at, l2, network, now);
       return this.#verdict(found, count.OUT_BAD_ARP, count.OUT_CONFLICT);
     }
     if (type === ethernet.ETHERTYPE_IPV6) {
-      const found = this.#nd(at, length, l2, network, LOCAL, now, this.#leftToDevice(l2));
+      const found = this.#nd(at, length, l2, LOCAL, now, this.#leftToDevice(l2));
       if (found === ASKS) return this.#answerNd(device, at, l2, network, now);
       return this.#verdict(found, count.OUT_BAD_ND, count.OUT_CONFLICT);
     }
@@ -120,16 +125,21 @@ export class NeighbourProxy {
 
   /** The same for a frame from the peer `ref`, or from a stranger (0), who teaches nothing. PASS or DROP. */
   inbound(at: number, length: number, l2: number, network: number, ref: number, now: number): number {
+    this.#setScope(at, l2, network);
     const type = this.#view.getUint16(at + l2 - 2);
     if (type === ethernet.ETHERTYPE_ARP) {
-      const found = this.#arp(at, length, l2, network, ref, now);
+      const found = this.#arp(at, length, l2, ref, now);
       return this.#verdict(found, count.IN_BAD_ARP, count.IN_CONFLICT);
     }
     if (type === ethernet.ETHERTYPE_IPV6) {
-      const found = this.#nd(at, length, l2, network, ref, now, false);
+      const found = this.#nd(at, length, l2, ref, now, false);
       return this.#verdict(found, count.IN_BAD_ND, count.IN_CONFLICT);
     }
     return PASS;
+  }
+
+  #setScope(at: number, l2: number, network: number): void {
+    this.#scope = scopeOf(network, ethernet.vlanOf(this.#view, at, l2, 0), ethernet.vlanOf(this.#view, at, l2, 1));
   }
 
   #count(counter: number): void {
@@ -143,7 +153,7 @@ export class NeighbourProxy {
   }
 
   /** Checks an ARP frame and lets it teach. */
-  #arp(at: number, length: number, l2: number, network: number, ref: number, now: number): number {
+  #arp(at: number, length: number, l2: number, ref: number, now: number): number {
     const view = this.#view;
     const packet = at + l2;
     const kind = arp.checkArp(view, packet, length - l2);
@@ -154,7 +164,7 @@ export class NeighbourProxy {
     const sender = packet + arp.ARP_SENDER_IP;
     if (arp.isHost4(view, sender)) {
       this.#setAddress4(sender);
-      if (!this.#claim(at, mac, 0, network, ref, now)) return CONFLICT;
+      if (!this.#claim(at, mac, 0, ref, now)) return CONFLICT;
     } else if (view.getInt32(sender) !== 0) {
       return CARRY;
     }
@@ -164,7 +174,7 @@ export class NeighbourProxy {
   }
 
   /** The same for Neighbour Discovery. `left`: its checksum is left to us as the device, so it is not to be checked. */
-  #nd(at: number, length: number, l2: number, network: number, ref: number, now: number, left: boolean): number {
+  #nd(at: number, length: number, l2: number, ref: number, now: number, left: boolean): number {
     const view = this.#view;
     const packet = at + l2;
     const type = nd.checkNd(view, packet, length - l2);
@@ -183,7 +193,7 @@ export class NeighbourProxy {
         flags = ROUTER_KNOWN | ROUTER;
       }
       this.#setAddress6(whose);
-      if (!this.#claim(at, mac, flags, network, ref, now)) return CONFLICT;
+      if (!this.#claim(at, mac, flags, ref, now)) return CONFLICT;
     }
     if (type !== nd.ND_SOLICITATION || !this.#mayAnswer(at, mac)) return CARRY;
     const answerable = nd.isHost6(view, whose) || nd.isUnspecified(view, whose);
@@ -209,14 +219,14 @@ export class NeighbourProxy {
    * The frame at `at` says that the current address is at the MAC at `mac`. Learns that if it is to be believed. False: the
    * registry says that it is at another one.
    */
-  #claim(at: number, mac: number, flags: number, network: number, ref: number, now: number): boolean {
+  #claim(at: number, mac: number, flags: number, ref: number, now: number): boolean {
     const low = this.#view.getInt32(mac, true);
     const high = this.#view.getUint16(mac + 4, true);
-    const entry = this.#findStatic(network);
+    const entry = this.#findStatic();
     if (entry >= 0) return this.#hasMac(entry, low, high);
     if (ref === 0 || !this.#isOwn(at, mac)) return true;
     const words = this.#address;
-    this.#neighbours.teach(words[0], words[1], words[2], words[3], network, low, high, flags, ref, now);
+    this.#neighbours.teach(words[0], words[1], words[2], words[3], this.#scope, low, high, flags, ref, now);
     return true;
   }
 
@@ -233,9 +243,10 @@ export class NeighbourProxy {
   }
 
   /** The current address's static entry (i32 index), or -1. */
-  #findStatic(network: number): number {
+  #findStatic(): number {
     const words = this.#address;
     const table = this.#staticNeighbours;
+    const network = networkOf(this.#scope); // the registry knows no VLANs
     return findStaticNeighbour(this.#i32, table, this.#mask, words[0], words[1], words[2], words[3], network);
   }
 
@@ -252,10 +263,10 @@ export class NeighbourProxy {
     const words = this.#address;
     const low = view.getInt32(at + ethernet.SOURCE, true);
     const high = view.getUint16(at + ethernet.SOURCE + 4, true);
-    const fixed = this.#findStatic(network);
+    const fixed = this.#findStatic();
     if (fixed >= 0) return !this.#hasMac(fixed, low, high) && this.#isRemote(fixed, true, network, now) ? fixed : -1;
     if (probe) return -1;
-    const learned = this.#neighbours.find(words[0], words[1], words[2], words[3], network, now);
+    const learned = this.#neighbours.find(words[0], words[1], words[2], words[3], this.#scope, now);
     if (learned < 0 || (this.#i32[learned + NEIGHBOUR_FLAGS] & known) !== known) return -1;
     return !this.#hasMac(learned, low, high) && this.#isRemote(learned, false, network, now) ? learned : -1;
   }

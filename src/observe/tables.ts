@@ -76,11 +76,16 @@ export class ForwardingTables {
     const { memory, vnis, age: most } = this.#options;
     const neighbours: object[] = [];
     let more = 0;
-    for (const { network, address, mac, router = null, origin, age } of readNeighbours(memory, this.#now(), most)) {
+    for (const { network, vlans, address, mac, router = null, origin, age } of readNeighbours(
+      memory,
+      this.#now(),
+      most,
+    )) {
       if (neighbours.length === MOST_ENTRIES) more++;
       else {
         const [text, ageSeconds] = [textOf(address), ageOf(age)];
-        neighbours.push({ vni: vnis[network], address: text, mac: macText(mac), router, origin, ageSeconds });
+        const where = { vni: vnis[network], ...(vlans.length > 0 ? { vlans } : {}) };
+        neighbours.push({ ...where, address: text, mac: macText(mac), router, origin, ageSeconds });
       }
     }
     return JSON.stringify({ neighbours, more });

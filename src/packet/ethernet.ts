@@ -34,6 +34,10 @@ export function headerLength(view: DataView, at: number, length: number): number
   return 0;
 }
 
+/** The VLAN identifier (12 bits) of the `nth` tag, 0 or 1, of a frame whose headers are `header` bytes long; 0: there is none. */
+export const vlanOf = (view: DataView, at: number, header: number, nth: number): number =>
+  header > ETHERNET_HEADER + nth * VLAN_TAG ? view.getUint16(at + ETHERNET_HEADER + nth * VLAN_TAG) & 0xfff : 0;
+
 /** Whether the MAC at `at` is a group address: multicast or broadcast. */
 export const isGroupMac = (view: DataView, at: number): boolean => (view.getUint8(at) & 1) !== 0;
 

@@ -18,6 +18,7 @@ import {
   ROUTER,
   ROUTER_KNOWN,
   StaticNeighbourTable,
+  scopeOf,
 } from '../../src/dataplane/neighbours.js';
 import { PeerSlots } from '../../src/dataplane/peers.js';
 import { ANSWERED, DROP, NeighbourProxy, PASS } from '../../src/dataplane/proxy.js';
@@ -166,7 +167,7 @@ interface Stage {
   /** A frame came from a MAC. */
   see(mac: string, ref: number, now?: number): void;
   /** Whom a learned entry names: `MAC ref flags`, or ''. */
-  known(ip: string, now?: number, network?: number): string;
+  known(ip: string, now?: number, network?: number, tags?: EthernetSpec['tags']): string;
 }
 
 function makeStage(statics = 64): Stage {
@@ -245,9 +246,10 @@ function makeStage(statics = 64): Stage {
     },
     fixMac: (owner, ref) => staticMacs.add(macLow(mac(owner)), macHigh(mac(owner)), 0, ref),
     see: (owner, ref, now = 0) => macs.learn(macLow(mac(owner)), macHigh(mac(owner)), 0, ref, now),
-    known(ip, now = 0, network = 0) {
+    known(ip, now = 0, network = 0, tags = []) {
       const [w0, w1, w2, w3] = words(ip);
-      const at = neighbours.find(w0, w1, w2, w3, network, now);
+      const [outer = 0, inner = 0] = tags.map(([, tag]) => tag & 0xfff);
+      const at = neighbours.find(w0, w1, w2, w3, scopeOf(network, outer, inner), now);
       if (at < 0) return '';
       const entry = new DataView(memory.memory.buffer, at * 4, 64);
       const bytes = Uint8Array.from({ length: 6 }, (_, i) => entry.getUint8(NEIGHBOUR_MAC_LOW * 4 + i));
@@ -435,12 +437,13 @@ t.test('ARP: who teaches', async (t) => {
     const stage = makeStage();
     const ip = change.sender ?? THEIR4;
     t.same(stage.in(stage.refs[0], theirs(change, ether)), passed, what);
-    t.equal(stage.known(ip), teaches ? `${THEIRS} peer0 0` : '', `${what}, from a peer`);
-    t.equal(stage.known(ip, 0, 1), '', 'in that network only');
+    t.equal(stage.known(ip, 0, 0, ether.tags), teaches ? `${THEIRS} peer0 0` : '', `${what}, from a peer`);
+    t.equal(stage.known(ip, 0, 1, ether.tags), '', 'in that network only');
+    t.equal(stage.known(ip, 0, 0, [[VLAN, 77]]), '', 'in that VLAN only');
     t.same(stage.out(theirs(change, ether)), passed, what);
-    t.equal(stage.known(ip), teaches ? `${THEIRS} local 0` : '', `${what}, from our side`);
+    t.equal(stage.known(ip, 0, 0, ether.tags), teaches ? `${THEIRS} local 0` : '', `${what}, from our side`);
     t.same(stage.in(0, theirs({ ...change, target: '10.7.0.99' }, ether)), passed, what);
-    t.equal(stage.known(ip), teaches ? `${THEIRS} local 0` : '', 'a stranger teaches nothing');
+    t.equal(stage.known(ip, 0, 0, ether.tags), teaches ? `${THEIRS} local 0` : '', 'a stranger teaches nothing');
   }
   const stage = makeStage();
   stage.in(stage.refs[0], padded(theirs()));
@@ -482,7 +485,7 @@ t.test('ARP: a static neighbour is answered for', async (t) => {
     const reply = arpAnswer(THEIRS, THEIR4, OURS, OUR4, tags);
     answered(t, stage.out(ours({}, { tags })), ARP_ANSWER, reply, `${tags.length} tags`);
     answered(t, stage.out(concat(ours({}, { tags }), new Uint8Array(18))), ARP_ANSWER, reply, 'padded');
-    t.equal(stage.known(OUR4), `${OURS} local 0`, 'the asker is learned');
+    t.equal(stage.known(OUR4, 0, 0, tags), `${OURS} local 0`, 'the asker is learned');
     const someone = ours({}, { tags, destination: '33:33:00:00:00:05' });
     answered(t, stage.out(someone), ARP_ANSWER, reply, 'to any group');
     t.same(stage.in(stage.refs[1], ours({}, { tags })), passed, 'not to a peer');
@@ -832,7 +835,7 @@ t.test('ND: a static neighbour is answered for, with O=0 and its R flag', async 
       const reply = ndAnswer(THEIRS, THEIR6, answer, US, tags);
       const what = `${tags.length} tags, flags ${flags}`;
       answered(t, stage.out(ns(THEIR6, { tags })), ND_ANSWER, reply, what);
-      t.equal(stage.known(OUR6), `${OURS} local 0`, 'the asker is learned');
+      t.equal(stage.known(OUR6, 0, 0, tags), `${OURS} local 0`, 'the asker is learned');
       const group = solicitedNode(THEIR6);
       const bare = frame(
         { source: OURS, destination: group.mac, tags },
