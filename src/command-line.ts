@@ -194,7 +194,8 @@ function configOf(settings: Settings, segments: readonly Segment[]): Config {
     ...rest,
     segments,
     device: segments[0]?.device ?? device,
-    macsPerPeer: macsPerPeer ?? settings.macTable >> 2,
+    // All networks learn into one table, and one host may be in all of them.
+    macsPerPeer: macsPerPeer ?? Math.floor(settings.macTable / 4 / Math.max(segments.length, 1)),
   };
 }
 

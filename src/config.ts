@@ -482,7 +482,7 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     default: undefined,
     expects: 'a number, 1 to 1000000',
     check: optional(wholeNumber(1, 1_000_000)),
-    help: 'l2: most MACs that are learned from one peer (default: a quarter of --mac-table)',
+    help: 'l2: most MACs that are learned from one peer in each network (default: a quarter of --mac-table, divided by the networks)',
     example: '--mac-per-peer 4096',
   },
   floodUnknown: {

@@ -84,6 +84,7 @@ export class Engine {
 
   /** A turn that touches no packet: control learns that the tables in use are the active ones. */
   pause(): void {
+    this.#inbound.forgetSender(); // two commits may pass, and the version's number be what it was
     this.#shared.beginTurn(this.#worker);
   }
 

@@ -139,6 +139,13 @@ export class IcmpErrors {
     return next === ip.PROTOCOL_ICMPV6;
   }
 
+  /** Whether there is anybody for an error to come from: us, or in layer 2 the one host that the frame was for. */
+  #hasSource(at: number, l2: number, own: Uint8Array | undefined): boolean {
+    if (l2 === 0) return own !== undefined;
+    const mac = at - l2;
+    return (this.#u8[mac] & 1) === 0 && !isZero(this.#u8, mac, 6);
+  }
+
   /** True if the rules and the rate allow an error; counts why not. */
   #allowed(may: boolean, tooBig: boolean): boolean {
     if (!may) {
@@ -156,7 +163,7 @@ export class IcmpErrors {
   }
 
   #send4(at: number, length: number, type: number, code: number, mtu: number, l2 = 0): void {
-    const may = (l2 > 0 || this.#address4 !== undefined) && this.#mayAnswer4(at, length);
+    const may = this.#hasSource(at, l2, this.#address4) && this.#mayAnswer4(at, length);
     if (!this.#allowed(may, mtu !== 0)) return;
     const view = this.#view;
     const to = this.#scratch + l2;
@@ -182,8 +189,7 @@ export class IcmpErrors {
 
   #send6(at: number, length: number, type: number, code: number, mtu: number, l2 = 0): void {
     const may =
-      (l2 > 0 || this.#address6 !== undefined) &&
-      this.#mayAnswer6(at, length, type === icmp.ICMPV6_TOO_BIG && l2 === 0);
+      this.#hasSource(at, l2, this.#address6) && this.#mayAnswer6(at, length, type === icmp.ICMPV6_TOO_BIG && l2 === 0);
     if (!this.#allowed(may, mtu !== 0)) return;
     const view = this.#view;
     const to = this.#scratch + l2;

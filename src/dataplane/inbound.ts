@@ -148,10 +148,13 @@ export class Inbound {
   /** The table version for this turn. */
   useTables(version: number): void {
     this.#addresses = this.#memory.layout.tables[version].addresses >> 2;
-    if (version !== this.#senderVersion) {
-      this.#senderVersion = version;
-      this.#senderNetwork = -1;
-    }
+    if (version !== this.#senderVersion) this.forgetSender();
+    this.#senderVersion = version;
+  }
+
+  /** Whoever sends next is looked up. */
+  forgetSender(): void {
+    this.#senderNetwork = -1;
   }
 
   /** Up to `budget` bytes from one socket, all written to the device on return. Returns the bytes received. */
