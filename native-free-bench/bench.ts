@@ -13,9 +13,11 @@ import { compare } from './compare.js';
 import { checksumBenches } from './functions/checksum.js';
 import { ipBenches } from './functions/ip.js';
 import { lookupBenches } from './functions/lookup.js';
+import { macBenches } from './functions/macs.js';
 import { mergeBenches } from './functions/merge.js';
 import { outboxBenches } from './functions/outbox.js';
 import { splitBenches } from './functions/split.js';
+import { switchBenches } from './switch.js';
 import { tableBenches } from './tables.js';
 import { walkBenches } from './walk.js';
 
@@ -23,6 +25,8 @@ export interface Bench {
   readonly name: string;
   /** What one operation is. */
   readonly unit: string;
+  /** Name of another benchmark: the difference to it is what this one is about, so their rounds alternate. */
+  readonly against?: string | undefined;
   /** Sets up and returns a round: runs once, returns how many operations it did. */
   prepare(): Promise<() => number | Promise<number>>;
 }
@@ -44,16 +48,19 @@ const { values } = parseArgs({
   },
 });
 
-const benches = [
+const all = [
   ...walkBenches,
+  ...switchBenches,
   ...tableBenches,
   ...checksumBenches,
   ...ipBenches,
   ...lookupBenches,
+  ...macBenches,
   ...outboxBenches,
   ...splitBenches,
   ...mergeBenches,
-].filter((bench) => bench.name.includes(values.only));
+];
+const benches = all.filter((bench) => bench.name.includes(values.only));
 
 if (values.help) {
   console.log(
@@ -65,26 +72,36 @@ if (values.help) {
   compare(values.compare, values.only, Number(values.rounds));
 } else {
   for (const bench of benches) {
-    const result = await run(bench, Number(values.rounds));
+    const other = values.json ? undefined : all.find(({ name }) => name === bench.against);
+    const [result, against] = await run(other ? [bench, other] : [bench], Number(values.rounds));
     if (values.json) console.log(JSON.stringify(result));
-    else console.log(line(result));
+    else console.log(line(result) + (against ? difference(result, against) : ''));
   }
 }
 
-async function run(bench: Bench, rounds: number): Promise<Result> {
-  const round = await bench.prepare();
-  await round(); // warm-up: compiled by the second or third round
-  let best = Number.POSITIVE_INFINITY;
+/** Runs benchmarks round by round in turn. */
+async function run(turns: readonly Bench[], rounds: number): Promise<Result[]> {
+  const prepared = [];
+  for (const bench of turns) prepared.push(await bench.prepare());
+  for (const round of prepared) await round(); // warm-up: compiled by the second or third round
+  const best = turns.map(() => Number.POSITIVE_INFINITY);
   for (let i = 0; i < rounds; i++) {
-    const start = process.hrtime.bigint();
-    const operations = await round();
-    best = Math.min(best, Number(process.hrtime.bigint() - start) / operations);
+    for (const [b, round] of prepared.entries()) {
+      const start = process.hrtime.bigint();
+      const operations = await round();
+      best[b] = Math.min(best[b], Number(process.hrtime.bigint() - start) / operations);
+    }
   }
-  return { name: bench.name, unit: bench.unit, nanoseconds: best };
+  return turns.map(({ name, unit }, b) => ({ name, unit, nanoseconds: best[b] }));
 }
 
 function line({ name, unit, nanoseconds }: Result): string {
   const rate = 1e9 / nanoseconds;
   const text = rate >= 1e6 ? `${(rate / 1e6).toFixed(2)} M/s` : `${(rate / 1e3).toFixed(1)} k/s`;
-  return `${name.padEnd(58)} ${nanoseconds.toFixed(1).padStart(10)} ns/${unit.padEnd(12)} ${text.padStart(12)}`;
+  return `${name.padEnd(62)} ${nanoseconds.toFixed(1).padStart(10)} ns/${unit.padEnd(12)} ${text.padStart(12)}`;
+}
+
+function difference(result: Result, base: Result): string {
+  const more = result.nanoseconds - base.nanoseconds;
+  return `   ${more < 0 ? '-' : '+'}${Math.abs(more).toFixed(1)} ns, ${(base.nanoseconds / result.nanoseconds).toFixed(3)} x the rate`;
 }

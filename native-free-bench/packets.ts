@@ -92,3 +92,48 @@ export function message(name: Uint8Array, packets: readonly Uint8Array[]): Incom
   }
   return { name, bytes, segment: packets.length > 1 ? packets[0].length : 0, tos: 0 };
 }
+
+const ETHERNET = 14;
+const VXLAN = 8;
+/** The network of the layer-2 benchmarks. */
+export const VNI = 42;
+/** Our one client's MAC. */
+export const OUR_MAC = Uint8Array.of(2, 0, 0, 0, 0, 1);
+export const BROADCAST = new Uint8Array(6).fill(255);
+
+/** MAC `i` of many: locally administered, unicast. */
+export const macOf = (i: number): Uint8Array => Uint8Array.of(2, 1, i >>> 24, i >> 16, i >> 8, i);
+
+/** `count` MACs one behind the other, 6 bytes each. */
+export function macList(count: number, which: (i: number) => number = (i) => i): Uint8Array {
+  const list = new Uint8Array(count * 6);
+  for (let i = 0; i < count; i++) list.set(macOf(which(i)), i * 6);
+  return list;
+}
+
+/** An Ethernet frame around an IPv4 packet. */
+export function frame(destination: Uint8Array, source: Uint8Array, packet: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(ETHERNET + packet.length);
+  bytes.set(destination);
+  bytes.set(source, 6);
+  put16(bytes, 12, 0x0800);
+  bytes.set(packet, ETHERNET);
+  return bytes;
+}
+
+/** The same as a VXLAN datagram's payload (RFC 7348, section 5). */
+export function vxlan(inner: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(VXLAN + inner.length);
+  bytes[0] = 8;
+  bytes[6] = VNI;
+  bytes.set(inner, VXLAN);
+  return bytes;
+}
+
+/** A super-packet as a TAP gives it. */
+export function superFrame(destination: Uint8Array, source: Uint8Array, inner: DevicePacket): DevicePacket {
+  const vnet = Uint8Array.from(inner.vnet);
+  const view = new DataView(vnet.buffer);
+  for (const field of [2, 6]) view.setUint16(field, view.getUint16(field, true) + ETHERNET, true); // hdr_len, csum_start
+  return { vnet, bytes: frame(destination, source, inner.bytes) };
+}

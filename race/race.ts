@@ -23,12 +23,15 @@ type Measure = (typeof MEASURES)[number];
 const IMIX_PEERS = 4;
 
 const USAGE = `usage: race [--subjects LIST] [--measures LIST] [--rounds N] [--seconds N] [--json FILE] [--weft-args ARGS]
-  --subjects   of ${SUBJECTS.slice(1).join(', ')} (default: all that are installed); direct always runs too
+  --subjects   of ${SUBJECTS.slice(1).join(', ')}
+               (default: all that are installed); direct always runs too. Weft in layer 2: weft-vxlan has it at both ends,
+               weft-to-kernel on host a and the kernel's vxlan on the others, kernel-to-weft the other way round;
+               bulk goes from host a to host b
   --measures   of ${MEASURES.join(', ')}, or all (default)
   --rounds     interleaved rounds (default 7)
   --seconds    length of one bulk run; rr and ping take two thirds of it (default 3)
   --json       write the set-up and the results there, one JSON object a line
-  --weft-args  more arguments for weftd, as one word: --weft-args="--offload all,-uso"`;
+  --weft-args  more arguments for every weftd, as one word: --weft-args="--offload all,-uso"`;
 
 class UsageError extends Error {}
 

@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import type { ConfigWish } from '../src/control/allocation.js';
 import { parseCidr, parseHostAddress } from '../src/control/cidr.js';
 import { EmbeddedRegistry } from '../src/control/embedded-registry.js';
 import { EmbeddedStore, PATIENCE } from '../src/control/embedded-store.js';
@@ -19,7 +20,8 @@ import { systemClock } from '../src/host/clock.js';
 
 const NETWORK = '10.0.0.0/8';
 const TTL = 3_600_000;
-const wish = {
+const wish: ConfigWish = {
+  mode: 'l3',
   networks: [parseCidr(NETWORK)],
   subnetLengths: [],
   mins: [],
@@ -82,7 +84,7 @@ async function measure(): Promise<void> {
   });
   const { config, subnets } = await registry.join([], { create: true, patience: PATIENCE.first });
   const joined = performance.now() - begun;
-  const self = { addresses, networks: config.pools.map((pool) => pool.network), subnets, underlayMtu: 1500 };
+  const self = { addresses, networks: config.pools.map((pool) => pool.network), subnets, underlayMtu: 1500, vnis: [] };
   let peers = 0;
   const applier = {
     apply: async (plan: { readonly peers: ReadonlyMap<string, unknown> }) => {

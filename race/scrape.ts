@@ -1,4 +1,4 @@
-/** Reads a daemon's /metrics inside its namespace and shows what the two walks counted, for the demo. */
+/** Reads what a daemon serves inside its namespace, and shows what the two walks counted, for the demo. */
 import type { Namespace } from './hosts.js';
 
 export interface Sample {
@@ -10,10 +10,15 @@ export interface Sample {
 /** Prints the text of a URL; there may be no curl. */
 const FETCH = 'fetch(process.argv[1]).then((r) => r.text()).then((text) => process.stdout.write(text))';
 
-/** What the daemon serves at `address`; nothing if it does not answer. */
+/** What the daemon that listens at `address` answers to a GET of `path`; nothing if it does not answer. */
+export async function readHttp(ns: Namespace, address: string, path: string): Promise<string> {
+  const { stdout } = await ns.run(process.execPath, ['-e', FETCH, `http://${address}${path}`]);
+  return stdout.trim();
+}
+
+/** What it counts. */
 export async function readMetrics(ns: Namespace, address: string): Promise<Sample[]> {
-  const { stdout } = await ns.run(process.execPath, ['-e', FETCH, `http://${address}/metrics`]);
-  return stdout.split('\n').flatMap((line) => {
+  return (await readHttp(ns, address, '/metrics')).split('\n').flatMap((line) => {
     const [, name, inside, value] = /^(weft_\w+)(?:\{(.*)\})? (\S+)/.exec(line) ?? [];
     if (!name) return [];
     const labels = Object.fromEntries(
@@ -50,11 +55,16 @@ export function showCounters(hostNames: readonly string[], hosts: readonly Sampl
     }
   };
   const words = (text: string | undefined): string => (text ?? '').replaceAll('_', ' ');
-  const directions = { outbound: 'out: clients → device → underlay', inbound: 'in: underlay → device → clients' };
+  const directions = {
+    outbound: 'out: clients → device → underlay',
+    inbound: 'in: underlay → device → clients',
+    tables: 'tables: what was learned',
+  };
   for (const [direction, heading] of Object.entries(directions)) {
-    lines.push([heading]);
+    const before = lines.push([heading]);
     const inWalk = ({ name, labels }: Sample): boolean => name in FAMILIES && labels.direction === direction;
     list('  ', inWalk, ({ name, labels }) => words(labels[FAMILIES[name]]));
+    if (lines.length === before && direction === 'tables') lines.pop(); // layer 3 learns nothing
   }
   add(
     'dropped',

@@ -1,18 +1,19 @@
 /**
  * What is raced: ways for host a to reach the networks behind hosts b, c, … over one underlay.
  *
- * All of them are set up side by side and stay up; `use` switches by routes alone. Each subject but Weft is reached by
- * /24 routes; Weft installs the overlay's /16 itself and carries what has no more specific route. Idle daemons cost
+ * All of them are set up side by side and stay up; `use` switches by routes alone. Each subject is reached by
+ * /24 routes, but weft-udp, which installs the overlay's /16 itself and carries what has no more specific route. Idle daemons cost
  * nothing that can be measured. Clients and their links are never touched, except that learnt path MTUs are forgotten at a
  * switch: a smaller one learnt with one subject would shrink the packets of the next.
  */
 import { spawnSync } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { answersPing, type Daemon, type Host, type Lab, NETWORK4, NETWORK6, peersFile, sleep } from './hosts.js';
 
 export const DAEMON = fileURLToPath(new URL('../src/main.js', import.meta.url));
+const NOT_BUILT = 'weftd is not built (dist/src/main.js is missing): run npm run build';
 
 export interface Subject {
   readonly name: string;
@@ -34,35 +35,103 @@ function direct(): Subject {
   };
 }
 
+/** One Ethernet segment over all hosts, in VXLAN. On each of them it is reached through a device with an address of its own. */
+interface Segment {
+  readonly name: string;
+  readonly vni: number;
+  readonly port: number;
+  /** Host i's device has the address 10.254.`subnet`.i. */
+  readonly subnet: number;
+  /** Name of the device. */
+  readonly device: string;
+  /** Where weftd makes it, a TAP; elsewhere it is the kernel's vxlan device. */
+  readonly weft: (host: Host) => boolean;
+  readonly daemonArgs?: readonly string[];
+}
+
 /**
- * The kernel's VXLAN with iproute2's defaults (UDP checksums on, learning on); neighbours and forwarding entries are set
- * beforehand, as flannel does, so that nothing is flooded. Its MTU of 1450 comes from the underlay's.
+ * Sets a segment up as flannel does: routes lead through the far device's address, and all neighbours and MACs are set
+ * beforehand, so that nothing is asked for by ARP and nothing is flooded. What the kernel is told by `bridge fdb`, weftd is
+ * told by its peers file. The MTU of 1450 comes from the underlay's, in the kernel and in weftd.
  */
-export function kernelVxlan(hosts: readonly Host[], device = 'vxlan0'): Subject {
-  const address = (host: Host): string => `10.254.0.${host.number}`;
-  const mac = (host: Host): string => `02:57:65:66:74:${host.number.toString(16).padStart(2, '0')}`;
+function vxlanSegment(hosts: readonly Host[], segment: Segment): Subject {
+  const { name, vni, port, device } = segment;
+  const address = (host: Host): string => `10.254.${segment.subnet}.${host.number}`;
+  const macs = new Map<Host, string>();
+
+  const kernelDevice = (host: Host): void => {
+    host.ns.ip(
+      `link add ${device} address ${macs.get(host)} type vxlan id ${vni} dstport ${port} local ${host.underlay4} dev eth0`,
+      `addr add ${address(host)}/24 dev ${device}`,
+      `link set ${device} up`,
+    );
+  };
+  const kernelPeers = (host: Host): void => {
+    for (const peer of hosts) {
+      if (peer === host) continue;
+      // `replace`: a weftd that is up may have been heard of already.
+      host.ns.runSync('bridge', 'fdb', 'replace', macs.get(peer)!, 'dev', device, 'dst', peer.underlay4);
+    }
+  };
+  const peersFile = join(hosts[0].ns.lab.dir, `${name}.json`);
+  const writePeers = (): void => {
+    const peers = hosts.map((host) => {
+      const mac = macs.get(host);
+      return { name: host.letter, address: host.underlay4, port, macs: mac ? [mac] : [] };
+    });
+    writeFileSync(`${peersFile}.new`, JSON.stringify({ peers }));
+    renameSync(`${peersFile}.new`, peersFile);
+  };
+  const startWeft = (host: Host): Daemon => {
+    const args = ['--mode', 'l2', '--vni', `${vni}`, '--port', `${port}`, '--device', device];
+    args.push('--address', `${address(host)}/24`, '--iface', 'eth0', '--public-ip', host.underlay4);
+    args.push('--peers', peersFile, ...(segment.daemonArgs ?? []));
+    return host.ns.start(`${name}-${host.letter}`, process.execPath, [DAEMON, ...args]);
+  };
+
   return {
-    name: 'kernel-vxlan',
+    name,
     async start() {
-      for (const host of hosts) {
-        host.ns.ip(
-          `link add ${device} address ${mac(host)} type vxlan id 77 dstport 4789 local ${host.underlay4} dev eth0`,
-          `addr add ${address(host)}/24 dev ${device}`,
-          `link set ${device} up`,
-          ...hosts
-            .filter((peer) => peer !== host)
-            .map((peer) => `neigh add ${address(peer)} lladdr ${mac(peer)} dev ${device} nud permanent`),
-        );
-        for (const peer of hosts) {
-          if (peer === host) continue;
-          host.ns.runSync('bridge', 'fdb', 'add', mac(peer), 'dev', device, 'dst', peer.underlay4);
+      const kernels = hosts.filter((host) => !segment.weft(host));
+      const wefts = hosts.filter(segment.weft);
+      for (const host of kernels) {
+        macs.set(host, `02:57:65:66:74:${host.number.toString(16).padStart(2, '0')}`);
+        kernelDevice(host);
+      }
+      if (wefts.length > 0) {
+        if (!existsSync(DAEMON)) throw new Error(NOT_BUILT);
+        writePeers();
+        const daemons = wefts.map(startWeft);
+        for (const daemon of daemons) await daemon.ready('"event":"ready"');
+        // A TAP's MAC is the kernel's choice. The daemons read the file again by themselves.
+        for (const host of wefts) {
+          macs.set(host, host.ns.runSync('cat', `/sys/class/net/${device}/address`).trim());
         }
+        writePeers();
+      }
+      for (const host of kernels) kernelPeers(host);
+      for (const host of hosts) {
+        const peers = hosts.filter((peer) => peer !== host);
+        host.ns.ip(
+          ...peers.map((peer) => `neigh add ${address(peer)} lladdr ${macs.get(peer)} dev ${device} nud permanent`),
+        );
       }
     },
     route: (_, to) => `via ${address(to)} dev ${device}`,
     device: () => device,
   };
 }
+
+/** The kernel's VXLAN with iproute2's defaults (UDP checksums on, learning on). */
+export const kernelVxlan = (hosts: readonly Host[], device = 'vxlan0'): Subject =>
+  vxlanSegment(hosts, { name: 'kernel-vxlan', vni: 77, port: 4789, subnet: 0, device, weft: () => false });
+
+/** A real weftd in layer 2 on each host, or at one end only, and the kernel's vxlan device at the other. */
+const WEFT_SEGMENTS = {
+  'weft-vxlan': { vni: 78, port: 4790, subnet: 1, device: 'l2-both', weft: () => true },
+  'weft-to-kernel': { vni: 79, port: 4791, subnet: 2, device: 'l2-near', weft: (host: Host) => host.letter === 'a' },
+  'kernel-to-weft': { vni: 80, port: 4792, subnet: 3, device: 'l2-far', weft: (host: Host) => host.letter !== 'a' },
+} as const;
 
 export interface WeftOptions {
   /** What the overlay carries. */
@@ -76,7 +145,7 @@ export function weftUdp(lab: Lab, hosts: readonly Host[], options: WeftOptions):
   return {
     name: 'weft-udp',
     async start() {
-      if (!existsSync(DAEMON)) throw new Error('weftd is not built (dist/src/main.js is missing): run npm run build');
+      if (!existsSync(DAEMON)) throw new Error(NOT_BUILT);
       const both = options.inside === 'both';
       const peers = join(lab.dir, 'peers.json');
       writeFileSync(peers, peersFile(hosts, 4, options.inside));
@@ -98,7 +167,7 @@ export function weftUdp(lab: Lab, hosts: readonly Host[], options: WeftOptions):
  * share one file system, so the registry and what each daemon remembers are folders of the lab's.
  */
 export class EmbeddedWeftd {
-  readonly host: Host;
+  readonly host: Pick<Host, 'ns' | 'letter'>;
   /** What an operator would have to say. */
   readonly args: readonly string[];
   /** Shared by all of the lab. */
@@ -109,7 +178,7 @@ export class EmbeddedWeftd {
   #starts = 0;
 
   /** The first one's `args` name the network. `more`: what only the lab needs. */
-  constructor(host: Host, args: readonly string[], more: readonly string[] = []) {
+  constructor(host: Pick<Host, 'ns' | 'letter'>, args: readonly string[], more: readonly string[] = []) {
     const { dir } = host.ns.lab;
     const state = join(dir, `state-${host.letter}`);
     this.host = host;
@@ -123,7 +192,7 @@ export class EmbeddedWeftd {
     return this.#daemon?.logFile;
   }
 
-  /** Starts it; resolves once it forwards, to the subnets that it has: at most one of each family, IPv4 first. */
+  /** Starts it; resolves once it forwards, to its subnets: at most one of each family, IPv4 first; in layer 2 none. */
   async start(): Promise<string[]> {
     const { ns, letter } = this.host;
     const name = ++this.#starts === 1 ? `weftd-${letter}` : `weftd-${letter}-${this.#starts}`; // each has a log of its own
@@ -135,7 +204,7 @@ export class EmbeddedWeftd {
       .log()
       .split('\n')
       .find((text) => text.includes(event));
-    return (JSON.parse(line ?? '{}') as { subnets: string[] }).subnets;
+    return (JSON.parse(line ?? '{}') as { subnets?: string[] }).subnets ?? [];
   }
 
   /** Ends it as a crash would. */
@@ -209,7 +278,15 @@ async function bringUp(host: Host, device: string): Promise<void> {
   }
 }
 
-export const SUBJECTS = ['direct', 'kernel-vxlan', 'weft-udp', 'fastd'] as const;
+export const SUBJECTS = [
+  'direct',
+  'kernel-vxlan',
+  'weft-udp',
+  'weft-vxlan',
+  'weft-to-kernel',
+  'kernel-to-weft',
+  'fastd',
+] as const;
 export type SubjectName = (typeof SUBJECTS)[number];
 
 export function makeSubject(
@@ -225,6 +302,10 @@ export function makeSubject(
       return kernelVxlan(hosts);
     case 'weft-udp':
       return weftUdp(lab, hosts, { inside: 'v4', daemonArgs });
+    case 'weft-vxlan':
+    case 'weft-to-kernel':
+    case 'kernel-to-weft':
+      return vxlanSegment(hosts, { name, ...WEFT_SEGMENTS[name], daemonArgs });
     case 'fastd':
       return fastd(lab, hosts);
   }

@@ -17,9 +17,9 @@ function merge(): Bench {
       return () => {
         for (let i = 0; i < 1 << 14; i++) {
           const { mergeStates, mergeBuffers, mergeStride, kernelOut, receive } = layout;
-          kernels.merge(mergeStates, mergeBuffers, mergeStride, kernelOut, receive.buffers, 1472, 44, 1472, 7);
+          kernels.merge(mergeStates, mergeBuffers, mergeStride, kernelOut, receive.buffers, 1472, 44, 1472, 7, 0);
           const slot = memory.i32[kernelOut >> 2] % MERGE_SLOTS;
-          kernels.mergeClose(mergeStates + slot * 64, mergeBuffers + slot * mergeStride);
+          kernels.mergeClose(mergeStates + slot * 64, mergeBuffers + slot * mergeStride, 0);
         }
         return 1 << 14;
       };

@@ -13,7 +13,7 @@ function group(peers: number): Bench {
     prepare: async () => {
       const { memory, layout } = makeKernelRig();
       const socket = { pull: () => 0, push: (_first: number, count: number) => count };
-      const outbox = new Outbox(memory, layout, 0, socket, new SharedWords(memory), 128);
+      const outbox = new Outbox(memory, layout, 0, 0, socket, new SharedWords(memory), 128);
       return () => {
         for (let i = 0; i < TIMES; i += 32) {
           for (let p = 0; p < 32; p++) outbox.append(p % peers, layout.arena + p * 64, 64, 1, 64, 0);
