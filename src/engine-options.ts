@@ -36,7 +36,8 @@ export interface Found {
 }
 
 export function engineSettingsFor(config: Config, { offloads, maxSegments, mtus, addresses }: Found): EngineSettings {
-  const { mode, segments, sourceCheck, inheritDscp, macAge, macsPerPeer, floodUnknown, stormLimit } = config;
+  const { mode, segments, workers, sourceCheck, inheritDscp, macAge, macsPerPeer, floodUnknown } = config;
+  const stormLimit = Math.ceil(config.stormLimit / workers); // each has a bucket of its own
   const networks = segments.map(({ vni }, network) => ({ vni, mtu: mtus[network] }));
   return {
     sourceCheck,

@@ -3,10 +3,12 @@
  * tables hold what they held. A long list is committed in parts: each part is safe to see by itself, because of the order.
  */
 import { setImmediate } from 'node:timers/promises';
+import { LOCAL } from '../dataplane/macs.js';
 import type { PeerRef } from '../dataplane/peers.js';
 import type { Tables } from '../dataplane/tables.js';
 import {
   EMPTY_PLAN,
+  OURSELVES,
   type Plan,
   type PlannedMac,
   type PlannedNeighbour,
@@ -126,6 +128,7 @@ export class Applier {
   }
 
   #known(key: string): PeerRef {
+    if (key === OURSELVES) return LOCAL;
     const ref = this.#refs.get(key);
     if (ref === undefined) throw new Error(`no peer ${key} in the tables`);
     return ref;

@@ -72,6 +72,9 @@ export interface Plan {
   readonly neighbours: ReadonlyMap<string, PlannedNeighbour>;
 }
 
+/** Instead of a peer's key: our own side of the tunnel. */
+export const OURSELVES = 'ourselves';
+
 export const EMPTY_PLAN: Plan = { peers: new Map(), routes: new Map(), macs: new Map(), neighbours: new Map() };
 
 /** What a plan must know of this host. */
@@ -146,20 +149,27 @@ export function planFor(records: Records, self: Self): Plan {
   const macs: PlannedMac[] = [];
   const neighbours: PlannedNeighbour[] = [];
   for (const record of records.values()) {
-    if (own.has(record.address)) continue;
+    if (own.has(record.address)) {
+      // What the registry says of our own stations holds against everybody else.
+      const ours = parse(record, self);
+      for (const one of ours.macs) macs.push({ ...one, peer: OURSELVES });
+      for (const one of ours.neighbours) neighbours.push({ ...one, peer: OURSELVES });
+      continue;
+    }
     const its = parse(record, self);
     const { family, bytes } = its.underlay;
-    if (!families.has(family)) {
-      throw new RangeError(
-        `peer ${record.name}: ${record.address} is IPv${family}, but this host has no IPv${family} underlay: add its address to --public-ip`,
-      );
-    }
     const other = names.get(record.address);
     if (other !== undefined)
       throw new RangeError(`peers ${other} and ${record.name} have one address, ${record.address}`);
     names.set(record.address, record.name);
     if (called.has(record.name)) throw new RangeError(`two peers are called ${record.name}`);
     called.add(record.name);
+    if (its.peers.length === 0) continue; // it is in none of our networks
+    if (!families.has(family)) {
+      throw new RangeError(
+        `peer ${record.name}: ${record.address} is IPv${family}, but this host has no IPv${family} underlay: add its address to --public-ip`,
+      );
+    }
     const within = self.networks.find((network) => contains(network, { bytes, length: bytes.length * 8 }));
     if (within) {
       throw new RangeError(
@@ -197,7 +207,7 @@ export function planFor(records: Records, self: Self): Plan {
 
 type Peers = ReadonlyMap<string, PlannedPeer>;
 
-const nameIn = (peers: Peers, { peer }: { readonly peer: string }): string => peers.get(peer)?.name ?? '';
+const nameIn = (peers: Peers, { peer }: { readonly peer: string }): string => peers.get(peer)?.name ?? 'this host';
 
 function routesOf(owned: Owned[], peers: Peers, self: Self): Map<string, PlannedRoute> {
   owned.sort((a, b) => (a.order < b.order ? -1 : a.order > b.order ? 1 : 0));
@@ -230,7 +240,7 @@ function macsOf(all: readonly PlannedMac[], peers: Peers, self: Self): Map<strin
     const other = macs.get(one.key) ?? one;
     if (other.peer !== one.peer) {
       throw new RangeError(
-        `MAC ${one.mac} of VNI ${self.vnis[one.network]} is behind two peers, ${nameIn(peers, other)} and ${nameIn(peers, one)}`,
+        `MAC ${one.mac} of VNI ${self.vnis[one.network]} is behind two hosts, ${nameIn(peers, other)} and ${nameIn(peers, one)}`,
       );
     }
     macs.set(one.key, other);
@@ -245,11 +255,11 @@ function neighboursOf(all: readonly PlannedNeighbour[], peers: Peers, self: Self
     const what = `neighbour ${one.address} of VNI ${self.vnis[one.network]}`;
     if (other.mac !== one.mac) {
       throw new RangeError(
-        `${what} has two MACs, ${other.mac} of peer ${nameIn(peers, other)} and ${one.mac} of peer ${nameIn(peers, one)}`,
+        `${what} has two MACs, ${other.mac} of ${nameIn(peers, other)} and ${one.mac} of ${nameIn(peers, one)}`,
       );
     }
     if (other.router !== one.router) {
-      throw new RangeError(`peer ${nameIn(peers, one)}: ${what} is listed as a router and as none`);
+      throw new RangeError(`${nameIn(peers, one)}: ${what} is listed as a router and as none`);
     }
     neighbours.set(one.key, other);
   }

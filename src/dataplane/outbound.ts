@@ -284,7 +284,7 @@ export class Outbound {
 
   #flood(at: number, size: number, count: number, last: number): void {
     this.#floodAt = at;
-    this.#floodSize = size;
+    this.#floodSize = count === 1 ? last : size;
     this.#floodCount = count;
     this.#floodLast = last;
     this.#floodNext = 0;

@@ -183,8 +183,9 @@ export class NeighbourProxy {
     if (!left && this.#sum6(packet) !== 0xffff) return CARRY;
     const message = packet + ip.IPV6_HEADER;
     const advertises = type === nd.ND_ADVERTISEMENT;
-    const mac = nd.linkLayerAddress(view, packet, advertises ? nd.ND_TARGET_LINK_LAYER : nd.ND_SOURCE_LINK_LAYER);
     const whose = advertises ? message + nd.ND_TARGET : packet + ip.IPV6_SOURCE;
+    const named = nd.linkLayerAddress(view, packet, advertises ? nd.ND_TARGET_LINK_LAYER : nd.ND_SOURCE_LINK_LAYER);
+    const mac = named === 0 && advertises && this.#isKnown(at, whose, now) ? at + ethernet.SOURCE : named;
     if (mac !== 0 && nd.isHost6(view, whose)) {
       let flags = 0;
       if (advertises) {
@@ -203,6 +204,18 @@ export class NeighbourProxy {
   /** Whether the frame at `at` asks a group, and the MAC at `mac` (0: it names none) is indeed its sender's. */
   #mayAnswer(at: number, mac: number): boolean {
     return ethernet.isGroupMac(this.#view, at + ethernet.DESTINATION) && (mac === 0 || this.#isOwn(at, mac));
+  }
+
+  /**
+   * Whether the address at `whose` is known to be at the source of the frame at `at`. Then an advertisement need not name its MAC
+   * again (RFC 4861 7.2.4: who asks by unicast knows it), and tells all the same that it is there, and whether it is a router.
+   */
+  #isKnown(at: number, whose: number, now: number): boolean {
+    const words = this.#address;
+    this.#setAddress6(whose);
+    const entry = this.#neighbours.find(words[0], words[1], words[2], words[3], this.#scope, now);
+    const low = this.#view.getInt32(at + ethernet.SOURCE, true);
+    return entry >= 0 && this.#hasMac(entry, low, this.#view.getUint16(at + ethernet.SOURCE + 4, true));
   }
 
   /** Whether the MAC at `mac` is the source of the frame at `at`, and one host's. */

@@ -3,11 +3,14 @@
  * connections, header bytes, time to send a request, time to keep a connection; and only GET is answered.
  */
 import { createServer, type Server, type ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
 import { SetupError } from '../io/setup-error.js';
 
 const MOST_CONNECTIONS = 64;
 const MOST_HEADER_BYTES = 8192;
 const TIMEOUT = 5000;
+/** How many timeouts a client has to take its answer: large tables take a while over a slow line. */
+const ANSWER_TIMEOUTS = 4;
 const JSON_TYPE = 'application/json';
 
 export interface HttpOptions {
@@ -37,6 +40,7 @@ export interface HttpEndpoint {
 /** Starts to listen. Rejects with a SetupError when it cannot. */
 export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
   const { host, port, timeout = TIMEOUT } = options;
+  const busy = new WeakSet<Socket>();
   const server = createServer(
     {
       maxHeaderSize: MOST_HEADER_BYTES,
@@ -46,6 +50,18 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
       connectionsCheckingInterval: Math.min(1000, timeout),
     },
     (request, response) => {
+      // One at a time: what is asked before the last answer has gone out would pile up in memory.
+      const { socket } = request;
+      if (busy.has(socket)) {
+        socket.destroy();
+        return;
+      }
+      busy.add(socket);
+      const patience = setTimeout(() => socket.destroy(), timeout * ANSWER_TIMEOUTS);
+      response.once('close', () => {
+        clearTimeout(patience);
+        busy.delete(socket);
+      });
       answer(request.method ?? '', (request.url ?? '').split('?')[0], response, options).catch(() =>
         response.destroy(),
       );

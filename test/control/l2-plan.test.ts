@@ -8,7 +8,7 @@ import { makeRecord, type PeerFields, type PeerRecord, type Records, sameRecord 
 import { parsePeers } from '../../src/control/static-registry.js';
 import { deviceMtuOf } from '../../src/control/underlay.js';
 import { addressWords } from '../../src/dataplane/addresses.js';
-import { lookupStaticMac } from '../../src/dataplane/macs.js';
+import { LOCAL, lookupStaticMac } from '../../src/dataplane/macs.js';
 import { findStaticNeighbour, NEIGHBOUR_FLAGS, ROUTER, ROUTER_KNOWN } from '../../src/dataplane/neighbours.js';
 import { PeerSlots } from '../../src/dataplane/peers.js';
 import { SharedWords } from '../../src/dataplane/shared.js';
@@ -194,19 +194,19 @@ t.test('what no record shows alone is refused', async (t) => {
   const cases: [what: string, expected: RegExp, ...all: PeerRecord[]][] = [
     [
       'one MAC on two peers',
-      /^MAC 02:00:00:00:00:05 of VNI 42 is behind two peers, [bc] and [bc]$/,
+      /^MAC 02:00:00:00:00:05 of VNI 42 is behind two hosts, [bc] and [bc]$/,
       record('b', { macs: [{ mac: MAC5 }] }),
       record('c', { ...other, macs: [{ mac: MAC5, vni: 42 }] }),
     ],
     [
       'one MAC on two peers, by a neighbour',
-      /^MAC 02:00:00:00:00:05 of VNI 42 is behind two peers/,
+      /^MAC 02:00:00:00:00:05 of VNI 42 is behind two hosts/,
       record('b', { macs: [{ mac: MAC5 }] }),
       record('c', { ...other, neighbours: [neighbour('10.7.0.5', MAC5)] }),
     ],
     [
       'one address, two MACs',
-      /^neighbour 10\.7\.0\.5 of VNI 42 has two MACs, 02:\S+ of peer [bc] and 02:\S+ of peer [bc]$/,
+      /^neighbour 10\.7\.0\.5 of VNI 42 has two MACs, 02:\S+ of [bc] and 02:\S+ of [bc]$/,
       record('b', { neighbours: [neighbour('10.7.0.5', MAC5)] }),
       record('c', { ...other, neighbours: [neighbour('10.7.0.5', MAC6)] }),
     ],
@@ -217,8 +217,14 @@ t.test('what no record shows alone is refused', async (t) => {
     ],
     [
       'a router and none',
-      /^peer b: neighbour 10\.7\.0\.5 of VNI 42 is listed as a router and as none$/,
+      /^b: neighbour 10\.7\.0\.5 of VNI 42 is listed as a router and as none$/,
       record('b', { neighbours: [neighbour('10.7.0.5', MAC5), neighbour('10.7.0.5', MAC5, { router: true })] }),
+    ],
+    [
+      'one MAC here and there',
+      /^MAC 02:00:00:00:00:05 of VNI 42 is behind two hosts, (this host and b|b and this host)$/,
+      record('a', { address: '192.168.77.1', macs: [{ mac: MAC5 }] }),
+      record('b', { macs: [{ mac: MAC5, vni: 42 }] }),
     ],
     ['one address', /^peers [bc] and [bc] have one address/, record('b'), record('c')],
     ['within', /^peer b: 10\.7\.0\.9 lies in --address 10\.7\.0\.0\/24: give/, record('b', { address: '10.7.0.9' })],
@@ -240,6 +246,8 @@ t.test('what no record shows alone is refused', async (t) => {
   t.equal(apart.macs.size, 2, 'of two networks they are two stations');
   const twice = { macs: [{ mac: MAC5 }, { mac: MAC5, vni: 42 }], neighbours: [neighbour('10.7.0.5', MAC5)] };
   t.equal(planFor(records(record('b', twice)), self).macs.size, 2, 'the same said twice is no conflict');
+  const strange = record('c', { address: 'fd77::3', vnis: [99] });
+  t.equal(planFor(records(record('b'), strange), inside).peers.size, 2, 'who is in none of our networks is no concern');
 });
 
 /** What workers would find in the tables. */
@@ -330,6 +338,22 @@ t.test('apply fills, changes and empties the tables', async (t) => {
   );
   t.same([tables.peerCount, tables.macCount, tables.neighbourCount], [0, 0, 0]);
   t.ok(memory.intactGuards());
+});
+
+t.test('what is ours is behind our own device, whoever says otherwise', async (t) => {
+  const { memory, tables, applier } = setUp(16);
+  const ours = {
+    address: '192.168.77.1',
+    macs: [{ mac: MAC5, vni: 42 }],
+    neighbours: [{ address: '10.7.0.6', mac: MAC6, router: false, vni: 42 }],
+  };
+  await applier.apply(planFor(records(record('a', ours), record('b')), self));
+  t.equal(look(memory).macAt(MAC5, 0), LOCAL);
+  t.equal(look(memory).macAt(MAC6, 0), LOCAL);
+  t.equal(look(memory).neighbour('10.7.0.6', 0), ROUTER_KNOWN);
+  t.equal(tables.peerCount, 2);
+  await applier.apply(planFor(records(record('b')), self));
+  t.equal(look(memory).macAt(MAC5, 0), 0);
 });
 
 t.test('a plan that does not fit changes nothing', async (t) => {

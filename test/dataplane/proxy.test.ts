@@ -765,6 +765,24 @@ t.test('ND: who teaches', async (t) => {
   }
 });
 
+t.test('ND: an advertisement without its MAC, from where the target is known to be', async (t) => {
+  const stage = makeStage();
+  const [peer, other] = stage.refs;
+  const bare = (source: string): Uint8Array =>
+    frame(
+      { source, destination: OURS },
+      { source: THEIR6, destination: OUR6, ttl: 255 },
+      advertisement(THEIR6, R_FLAG | S_FLAG),
+    );
+  stage.in(peer, bare(THEIRS));
+  t.equal(stage.known(THEIR6), '', 'it teaches no MAC');
+  stage.in(peer, na(O_FLAG));
+  stage.in(other, bare(OTHERS));
+  t.equal(stage.known(THEIR6), `${THEIRS} peer0 ${ROUTER_KNOWN}`, 'not from another MAC');
+  stage.in(peer, bare(THEIRS), { now: 1000 });
+  t.equal(stage.known(THEIR6, 1000 + AGE), `${THEIRS} peer0 ${ROUTER | ROUTER_KNOWN}`, 'but the rest');
+});
+
 t.test('ND: a solicitation does not unlearn whether its sender is a router', async (t) => {
   const stage = makeStage();
   const [peer] = stage.refs;

@@ -1,6 +1,7 @@
 /** The HTTP endpoint: what it answers, and that nobody can hold it up; and the log's lines. */
+import { once } from 'node:events';
 import { request } from 'node:http';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import t from 'tap';
 import { SetupError } from '../../src/io/setup-error.js';
 import { serveHttp } from '../../src/observe/http.js';
@@ -63,6 +64,42 @@ t.test('what it answers', async (t) => {
   t.match(await ask('/metrics/../metrics'), { status: 404 });
   for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS'])
     t.match(await ask('/metrics', method), { status: 405 }, method);
+});
+
+t.test('large answers that nobody takes', async (t) => {
+  const large = JSON.stringify({ macs: ['x'.repeat(8 << 20)], more: 0 });
+  let asked = 0;
+  const macs = (): string => {
+    asked++;
+    return large;
+  };
+  const ready = (): typeof NOT_READY => NOT_READY;
+  const server = await serveHttp({
+    host: '127.0.0.1',
+    port: 0,
+    metrics,
+    tables: { ...tables, macs },
+    ready,
+    timeout: 100,
+  });
+  t.teardown(() => server.close());
+  const closed = (socket: Socket): Promise<unknown> => new Promise((resolve) => socket.once('close', resolve));
+  const open = (bytes: string): Socket => {
+    const socket = connect(server.port, '127.0.0.1', () => socket.write(bytes));
+    return socket.on('error', () => {}).pause();
+  };
+  const one = 'GET /v1/macs HTTP/1.1\r\nHost: a\r\n\r\n';
+  await closed(open(one.repeat(100)).resume());
+  t.ok(asked <= 1, `of 100 requests in one piece ${asked} were answered`);
+  const begun = performance.now();
+  const idle = Array.from({ length: 64 }, () => open(one));
+  const health = open('GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n');
+  t.teardown(() => {
+    for (const socket of [...idle, health]) socket.destroy();
+  });
+  const [answer] = (await once(health.resume(), 'data')) as [Buffer];
+  t.match(answer.toString(), /^HTTP\/1\.1 200 /, 'whoever does not take it is cut off');
+  t.ok(performance.now() - begun < 20_000);
 });
 
 t.test('it is bounded', async (t) => {
