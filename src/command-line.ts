@@ -159,9 +159,11 @@ function readSegments(found: Found, { networks }: ConfigFile, path: string | und
   const segments = networks.map((one, i) =>
     readSegment((flag) => one.get(flag), `config file ${path}: "networks.${i}.vni"`),
   );
-  for (const [i, { vni, device }] of segments.entries()) {
+  for (const [i, { vni, device, addresses }] of segments.entries()) {
     for (const earlier of segments.slice(0, i)) {
       if (earlier.vni === vni) throw new UsageError(`${subject}: VNI ${vni} is listed twice`);
+      const same = addresses.find(({ text }) => earlier.addresses.some((other) => other.text === text));
+      if (same) throw new UsageError(`${subject}: address ${same.text} is listed twice`);
       if (earlier.device === device) throw new UsageError(`${subject}: device ${device} is listed twice`);
     }
   }
@@ -260,12 +262,17 @@ function checkMode({ mode, sourceCheck, macTable, macsPerPeer }: CheckedByMode, 
   }
 }
 
+const PEERS_OF_LAYER_2 = 'a JSON file, e.g. {"peers":[{"name":"b","address":"192.168.77.2"}]}';
+
 function checkStatic(config: Config): void {
   const missing = (option: { readonly flag: string; readonly expects: string }): never => {
     throw new UsageError(`--${option.flag}: missing: --registry static expects ${option.expects}`);
   };
+  if (config.mode === 'l2') {
+    if (config.peersFile === undefined) missing({ flag: OPTIONS.peersFile.flag, expects: PEERS_OF_LAYER_2 });
+    return;
+  }
   if (config.peersFile === undefined) missing(OPTIONS.peersFile);
-  if (config.mode === 'l2') return;
   if (config.networks.length === 0) missing(OPTIONS.networks);
   if (config.subnets.length === 0) missing(OPTIONS.subnets);
   for (const key of ['subnetLengths', 'subnetMins', 'subnetMaxs'] as const) {

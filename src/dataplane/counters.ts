@@ -226,7 +226,12 @@ export const IN_VXLAN_FLAG = counter('inbound', 'dropped', 'no_vni_flag', 'VXLAN
 export const IN_UNKNOWN_VNI = counter('inbound', 'dropped', 'unknown_vni', 'VNI that is none of our networks');
 export const IN_RUNT = counter('inbound', 'dropped', 'runt', 'inner frame shorter than its Ethernet header');
 export const IN_SOURCE_MAC = counter('inbound', 'dropped', 'bad_source_mac', 'source MAC is a group or zero');
-export const IN_LOOP = counter('inbound', 'dropped', 'loop', "source MAC is our own device's or its bridge's");
+export const IN_LOOP = counter(
+  'inbound',
+  'dropped',
+  'loop',
+  "source MAC is our own device's, its bridge's, or one that the registry says is behind them",
+);
 export const IN_BAD_ARP = counter('inbound', 'dropped', 'bad_arp', 'ARP for IPv4 with wrong lengths');
 export const IN_BAD_ND = counter(
   'inbound',

@@ -4,9 +4,11 @@
  * (learned), which it alone writes. Whoever looks one up asks the static one first, so learning never overrides it.
  *
  * A MAC is two numbers: `low`, its bytes 0 to 3 as a little-endian i32 load, and `high`, bytes 4 and 5 as a
- * little-endian u16. An entry is eight i32 words: low; high | network << 16; reference (0: free); then, learned ones
- * only: when last seen, when learned, start of the window in which moves are counted, moves in it (and HEARD), when
- * other workers were last told. Times are milliseconds that wrap at 32 bits: only differences mean anything.
+ * little-endian u16. An entry is four i32 words: low; high | network << 16; reference (0: free); when last seen (learned
+ * ones only). That is all that a frame of a known MAC reads, so four entries share a cache line. The details of a learned
+ * entry are four more words at the same place of another array: when learned, start of the window in which moves are
+ * counted, moves in it (and HEARD), when other workers were last told. They move with the entry. Times are milliseconds
+ * that wrap at 32 bits: only differences mean anything.
  *
  * Ageing as in a bridge (IEEE 802.1Q 8.8.3): what was not seen for `age` is not found any more, and `sweep` clears it
  * away. Moves are followed at once; one MAC at two places (a loop, or a duplicate) would move for ever, so after more
@@ -26,10 +28,11 @@ export const MAC_LOW = 0;
 export const MAC_KEY = 1;
 export const MAC_REF = 2;
 export const MAC_SEEN = 3;
-const LEARNED = 4;
-const WINDOW = 5;
-const MOVES = 6;
-const ANNOUNCED = 7;
+/** Words of its details, see above. */
+const LEARNED = 0;
+const WINDOW = 1;
+const MOVES = 2;
+const ANNOUNCED = 3;
 
 /** In MOVES: another worker told us. It counts this MAC as learned and aged, so we do not. */
 const HEARD = 0x10000;
@@ -43,8 +46,6 @@ const SWEEP_STEP = 64;
 /** Slots in a call after so many milliseconds without one: then nothing waits for us. */
 const IDLE_STEP = 1 << 14;
 const IDLE = 100;
-/** As an interval: longer than any difference of wrapping times. */
-const NEVER = 0x7fffffff;
 
 /**
  * Where probing starts. Every bit of the MAC and of the network reaches the low bits, and neighbouring MACs (a
@@ -93,20 +94,29 @@ function probe(i32: Int32Array, table: number, mask: number, secret: number, low
   }
 }
 
-/** Frees a slot and closes the gap (Knuth 6.4, algorithm R), so that no tombstones gather. */
-function free(i32: Int32Array, table: number, mask: number, secret: number, slot: number): void {
+/**
+ * Frees a slot and closes the gap (Knuth 6.4, algorithm R), so that no tombstones gather. `details`: how many words behind
+ * an entry its details are; 0: it has none.
+ */
+function free(i32: Int32Array, table: number, details: number, mask: number, secret: number, slot: number): void {
   let gap = slot;
   for (let next = (gap + 1) & mask; ; next = (next + 1) & mask) {
     const at = table + next * ENTRY;
     if (i32[at + MAC_REF] === 0) break;
     const distance = (next - hashMac(i32[at + MAC_LOW], i32[at + MAC_KEY], secret)) & mask;
     if (distance >= ((next - gap) & mask)) {
-      i32.copyWithin(table + gap * ENTRY, at, at + ENTRY);
+      const to = table + gap * ENTRY;
+      i32.copyWithin(to, at, at + ENTRY);
+      if (details !== 0) i32.copyWithin(to + details, at + details, at + details + ENTRY);
       gap = next;
     }
   }
-  const at = table + gap * ENTRY;
+  clear(i32, table + gap * ENTRY, details);
+}
+
+function clear(i32: Int32Array, at: number, details: number): void {
   i32.fill(0, at, at + ENTRY);
+  if (details !== 0) i32.fill(0, at + details, at + details + ENTRY);
 }
 
 /** Slots to sweep `elapsed` milliseconds (of a clock that wraps) after the last time, at `pace` slots a millisecond. */
@@ -149,7 +159,7 @@ export class StaticMacTable {
     const at = probe(this.#i32, this.#table, this.#mask, 0, low, high | (network << 16));
     if (this.#i32[at + MAC_REF] === 0) return;
     this.#size--;
-    free(this.#i32, this.#table, this.#mask, 0, (at - this.#table) / ENTRY);
+    free(this.#i32, this.#table, 0, this.#mask, 0, (at - this.#table) / ENTRY);
   }
 }
 
@@ -206,6 +216,8 @@ export class LearnedMacs {
   readonly #f64: Float64Array;
   readonly #counters: number;
   readonly #table: number;
+  /** How many words behind an entry its details are. */
+  readonly #details: number;
   readonly #mask: number;
   readonly #secret = randomSecret();
   readonly #age: number;
@@ -233,16 +245,17 @@ export class LearnedMacs {
     this.#f64 = memory.f64;
     this.#counters = workers[worker].counters >> 3;
     this.#table = workers[worker].macs >> 2;
+    this.#details = (workers[worker].macDetails >> 2) - this.#table;
     this.#mask = macSlots - 1;
     this.#age = settings.age;
     this.#most = memory.options.macs ?? 0;
     this.#shares = new PeerShares(memory, settings.perPeer);
     this.#rings = rings;
-    this.#announceAfter = rings ? Math.floor(settings.age / 3) : NEVER;
+    this.#announceAfter = Math.floor(settings.age / 3);
     this.#pace = Math.ceil(macSlots / SWEEP_TIME);
     // Only what is used is cleared: pages that were never touched cost nothing, and that stays so.
     for (let at = this.#table; at < this.#table + macSlots * ENTRY; at += ENTRY) {
-      if (this.#i32[at + MAC_REF] !== 0) this.#i32.fill(0, at, at + ENTRY);
+      if (this.#i32[at + MAC_REF] !== 0) clear(this.#i32, at, this.#details);
     }
   }
 
@@ -262,7 +275,10 @@ export class LearnedMacs {
     const known = i32[at + MAC_REF];
     if (known === ref) {
       i32[at + MAC_SEEN] = now;
-      if (((now - i32[at + ANNOUNCED]) | 0) > this.#announceAfter) this.#announce(at, now);
+      // Without anybody to tell the details are not even read.
+      if (this.#rings !== undefined && ((now - i32[at + this.#details + ANNOUNCED]) | 0) > this.#announceAfter) {
+        this.#announce(at, now);
+      }
     } else if (known !== 0) {
       this.#move(at, ref, now);
     } else if (this.#used >= this.#most) {
@@ -290,6 +306,7 @@ export class LearnedMacs {
     if (((now - seen) | 0) > this.#age || !this.#shares.alive(ref)) return;
     const i32 = this.#i32;
     const at = probe(i32, this.#table, this.#mask, this.#secret, low, key);
+    const detail = at + this.#details;
     const known = i32[at + MAC_REF];
     const newer = (seen - i32[at + MAC_SEEN]) | 0;
     if (known === 0) {
@@ -297,7 +314,7 @@ export class LearnedMacs {
     } else if (known === ref) {
       if (newer > 0) i32[at + MAC_SEEN] = seen;
       // All have been told, so we need not.
-      if (((seen - i32[at + ANNOUNCED]) | 0) > 0) i32[at + ANNOUNCED] = seen;
+      if (((seen - i32[detail + ANNOUNCED]) | 0) > 0) i32[detail + ANNOUNCED] = seen;
     } else if (this.#gone(at, now)) {
       if (this.#shares.room(ref)) this.#replace(at, ref, seen, HEARD);
     } else if ((newer > 0 || (newer === 0 && ref > known)) && this.#shares.room(ref)) {
@@ -305,7 +322,7 @@ export class LearnedMacs {
       // followed is followed also while it is held here: better all at one place than each at its own.
       this.#mayMove(at, seen);
       this.#put(at, ref, seen);
-      i32[at + ANNOUNCED] = seen;
+      i32[detail + ANNOUNCED] = seen;
     }
   }
 
@@ -324,7 +341,8 @@ export class LearnedMacs {
           continue; // another entry may have taken its place
         }
         // An old window must not look like a new one when the clock has wrapped.
-        if (((now - i32[at + WINDOW]) | 0) >= MOVES_WINDOW) i32[at + MOVES] &= ~MOVES_MASK;
+        const detail = at + this.#details;
+        if (((now - i32[detail + WINDOW]) | 0) >= MOVES_WINDOW) i32[detail + MOVES] &= ~MOVES_MASK;
       }
       this.#cursor = (this.#cursor + 1) & this.#mask;
     }
@@ -336,15 +354,16 @@ export class LearnedMacs {
 
   #insert(at: number, low: number, key: number, ref: PeerRef, seen: number, heard: number): void {
     const i32 = this.#i32;
+    const detail = at + this.#details;
     this.#used++;
     this.#shares.add(ref);
     i32[at + MAC_LOW] = low;
     i32[at + MAC_KEY] = key;
     i32[at + MAC_SEEN] = seen;
-    i32[at + LEARNED] = seen;
-    i32[at + WINDOW] = seen;
-    i32[at + MOVES] = heard;
-    i32[at + ANNOUNCED] = seen;
+    i32[detail + LEARNED] = seen;
+    i32[detail + WINDOW] = seen;
+    i32[detail + MOVES] = heard;
+    i32[detail + ANNOUNCED] = seen;
     i32[at + MAC_REF] = ref; // last: now the entry is in use, for forwarding.ts too
   }
 
@@ -359,11 +378,12 @@ export class LearnedMacs {
   /** Makes a new entry of one that is only still there because the sweep has not come by. */
   #replace(at: number, ref: PeerRef, seen: number, heard: number): void {
     const i32 = this.#i32;
-    if ((i32[at + MOVES] & HEARD) === 0) this.#f64[this.#counters + MACS_AGED]++;
+    const detail = at + this.#details;
+    if ((i32[detail + MOVES] & HEARD) === 0) this.#f64[this.#counters + MACS_AGED]++;
     this.#put(at, ref, seen);
-    i32[at + LEARNED] = seen;
-    i32[at + MOVES] = heard;
-    i32[at + ANNOUNCED] = seen;
+    i32[detail + LEARNED] = seen;
+    i32[detail + MOVES] = heard;
+    i32[detail + ANNOUNCED] = seen;
   }
 
   #move(at: number, ref: PeerRef, now: number): void {
@@ -388,13 +408,14 @@ export class LearnedMacs {
   /** Counts a move; false while the MAC is held. */
   #mayMove(at: number, now: number): boolean {
     const i32 = this.#i32;
-    const moves = i32[at + MOVES] & MOVES_MASK;
-    const since = (now - i32[at + WINDOW]) | 0;
+    const detail = at + this.#details;
+    const moves = i32[detail + MOVES] & MOVES_MASK;
+    const since = (now - i32[detail + WINDOW]) | 0;
     const first = moves === 0 || since < 0 || since >= MOVES_WINDOW;
     if (!first && moves > MOST_MOVES) return false;
-    i32[at + MOVES] = (i32[at + MOVES] & HEARD) | (first ? 1 : moves + 1);
+    i32[detail + MOVES] = (i32[detail + MOVES] & HEARD) | (first ? 1 : moves + 1);
     // The move that is one too many starts the time for which it is held.
-    if (first || moves === MOST_MOVES) i32[at + WINDOW] = now;
+    if (first || moves === MOST_MOVES) i32[detail + WINDOW] = now;
     return first || moves < MOST_MOVES;
   }
 
@@ -403,14 +424,14 @@ export class LearnedMacs {
     const i32 = this.#i32;
     if (this.#rings === undefined) return;
     const told = this.#rings.sendMac(i32[at + MAC_LOW], i32[at + MAC_KEY], i32[at + MAC_REF], now);
-    i32[at + ANNOUNCED] = told ? now : (now - this.#announceAfter - 1) | 0;
+    i32[at + this.#details + ANNOUNCED] = told ? now : (now - this.#announceAfter - 1) | 0;
   }
 
   #forget(at: number): void {
     const i32 = this.#i32;
     this.#used--;
     this.#shares.remove(i32[at + MAC_REF]);
-    if ((i32[at + MOVES] & HEARD) === 0) this.#f64[this.#counters + MACS_AGED]++;
-    free(i32, this.#table, this.#mask, this.#secret, (at - this.#table) / ENTRY);
+    if ((i32[at + this.#details + MOVES] & HEARD) === 0) this.#f64[this.#counters + MACS_AGED]++;
+    free(i32, this.#table, this.#details, this.#mask, this.#secret, (at - this.#table) / ENTRY);
   }
 }

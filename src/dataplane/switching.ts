@@ -127,7 +127,7 @@ export class Switching implements Layer {
     const low = view.getInt32(at + ethernet.SOURCE, true);
     const high = view.getUint16(at + ethernet.SOURCE + 4, true);
     if (low & 1 || (low | high) === 0) return this.#refuse(count.IN_SOURCE_MAC);
-    if (this.#isOwn(low, high, network)) return this.#refuse(count.IN_LOOP);
+    if (this.#isOurs(low, high, network)) return this.#refuse(count.IN_LOOP);
     if (this.#mayTeach(at) && this.#proxy.inbound(at, length, this.l2, network, ref, this.#now) === DROP) return false;
     if (ref > 0) this.#macs.learn(low, high, network, ref, this.#now);
     return true;
@@ -153,9 +153,15 @@ export class Switching implements Layer {
     return FLOOD;
   }
 
-  /** Whether a MAC is our device's or its bridge's: then the frame has come round in a circle. */
-  #isOwn(low: number, high: number, network: number): boolean {
+  /**
+   * Whether a MAC is our device's or its bridge's: then the frame has come round in a circle. Or one that the registry says is behind
+   * our device: then somebody has taken it, and the bridge there must not learn it from us.
+   */
+  #isOurs(low: number, high: number, network: number): boolean {
     const i32 = this.#i32;
+    if (this.#statics !== 0) {
+      if (lookupStaticMac(i32, this.#statics, this.#staticMask, low, high, network) === LOCAL) return true;
+    }
     const words = (this.#memory.layout.networks + network * NETWORK_BYTES) >> 2;
     return (
       (i32[words + NETWORK_DEVICE_MAC] === low && i32[words + NETWORK_DEVICE_MAC + 1] === high) ||

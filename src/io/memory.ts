@@ -121,6 +121,8 @@ export interface WorkerLayout {
   readonly kernelOut: number;
   /** Learned MACs: `macSlots` entries of MAC_BYTES. */
   readonly macs: number;
+  /** By the same slots: what is not needed for every frame about each of them, MAC_BYTES too. */
+  readonly macDetails: number;
   /** Learned neighbours: `neighbourSlots` entries of NEIGHBOUR_BYTES. */
   readonly neighbours: number;
   /** By receiving worker: the ring in which this one tells it what it has learned; RING_BYTES each. */
@@ -168,8 +170,8 @@ export const PEER_BYTES = 128;
 export const PEER_COUNTERS = 4;
 /** Bytes of one entry of the underlay address hash. */
 export const ADDRESS_BYTES = 32;
-/** Bytes of one entry of a MAC table; see dataplane/macs.ts. */
-export const MAC_BYTES = 32;
+/** Bytes of one entry of a MAC table, and of a learned one's details; see dataplane/macs.ts. */
+export const MAC_BYTES = 16;
 /** Bytes of one entry of a neighbour table; see dataplane/neighbours.ts. */
 export const NEIGHBOUR_BYTES = 64;
 /** Bytes of a ring between two workers; see dataplane/rings.ts. */
@@ -251,6 +253,7 @@ export function layoutFor(options: MemoryOptions): Layout {
       timespec: take(16),
       kernelOut: take(64),
       macs: take(macSlots * MAC_BYTES),
+      macDetails: take(macSlots * MAC_BYTES),
       neighbours: take(neighbourSlots * NEIGHBOUR_BYTES),
       rings: Array.from({ length: options.workers }, () => take(options.workers > 1 ? RING_BYTES : 0)),
     };

@@ -20,7 +20,7 @@ export interface HttpOptions {
   /** Text of /metrics and its content type. */
   readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
   /** Texts of /v1/macs and /v1/neighbours, JSON. */
-  readonly tables: { macs(): string; neighbours(): string };
+  readonly tables: { macs(): Promise<string>; neighbours(): Promise<string> };
   readonly ready: () => Readiness;
   /** Milliseconds; tests shorten it. */
   readonly timeout?: number;
@@ -94,9 +94,9 @@ async function answer(method: string, path: string, response: ServerResponse, op
     const { ready, text } = options.ready();
     say(ready ? 200 : 503, `${text}\n`);
   } else if (path === '/v1/macs') {
-    say(200, `${options.tables.macs()}\n`, JSON_TYPE);
+    say(200, `${await options.tables.macs()}\n`, JSON_TYPE);
   } else if (path === '/v1/neighbours') {
-    say(200, `${options.tables.neighbours()}\n`, JSON_TYPE);
+    say(200, `${await options.tables.neighbours()}\n`, JSON_TYPE);
   } else {
     say(404, 'there are /metrics, /healthz, /readyz, /v1/macs and /v1/neighbours\n');
   }

@@ -33,7 +33,7 @@ export interface Observed {
   /** By network; empty in layer 3. */
   readonly segments: readonly Segment[];
   /** What is known in each. */
-  readonly forwarding: { summary(): TablesSummary };
+  readonly forwarding: { summary(): Promise<TablesSummary> };
   readonly tables: { readonly routeCount: number };
   /** Peers in force; one of several of our networks comes once for each. */
   readonly peers: () => Iterable<PeerInForce>;
@@ -69,15 +69,16 @@ export function createMetrics(observed: Observed): Registry {
       },
     });
   };
-  const gauge = (name: string, help: string, labelNames: string[], samples: () => Iterable<Sample>): void => {
+  const gauge: DefineGauge = (name, help, labelNames, samples): void => {
     new Gauge({
       name,
       help,
       labelNames,
       registers,
-      collect() {
+      async collect() {
+        const found = await samples();
         this.reset();
-        for (const [labels, value] of samples()) this.set(labels, value);
+        for (const [labels, value] of found) this.set(labels, value);
       },
     });
   };
@@ -229,15 +230,23 @@ function peerCounters(observed: Observed, counter: Define, gauge: Define): void 
   ]);
 }
 
-function forwardingGauges({ segments, forwarding }: Observed, gauge: Define): void {
-  const byNetwork = (values: (network: number, summary: TablesSummary) => Record<string, number>, label: string) =>
-    function* (): Generator<Sample> {
-      const summary = forwarding.summary();
-      for (const [network, { vni }] of segments.entries()) {
-        for (const [name, value] of Object.entries(values(network, summary))) {
-          yield [{ vni: String(vni), [label]: name }, value];
-        }
-      }
+type DefineGauge = (
+  name: string,
+  help: string,
+  labelNames: string[],
+  samples: () => Iterable<Sample> | Promise<Iterable<Sample>>,
+) => void;
+
+function forwardingGauges({ segments, forwarding }: Observed, gauge: DefineGauge): void {
+  const byNetwork =
+    (values: (network: number, summary: TablesSummary) => Record<string, number>, label: string) =>
+    async (): Promise<Sample[]> => {
+      const summary = await forwarding.summary();
+      return segments.flatMap(({ vni }, network) =>
+        Object.entries(values(network, summary)).map(
+          ([name, value]): Sample => [{ vni: String(vni), [label]: name }, value],
+        ),
+      );
     };
   gauge(
     'weft_macs',
@@ -251,8 +260,8 @@ function forwardingGauges({ segments, forwarding }: Observed, gauge: Define): vo
     ['vni', 'origin'],
     byNetwork((network, { neighbours }) => neighbours[network], 'origin'),
   );
-  gauge('weft_mac_oldest_age_seconds', 'Age of the learned MAC that was quiet for longest.', ['vni'], () => {
-    const { oldest } = forwarding.summary();
-    return segments.map(({ vni }, network) => [{ vni: String(vni) }, oldest[network]]);
+  gauge('weft_mac_oldest_age_seconds', 'Age of the learned MAC that was quiet for longest.', ['vni'], async () => {
+    const { oldest } = await forwarding.summary();
+    return segments.map(({ vni }, network): Sample => [{ vni: String(vni) }, oldest[network]]);
   });
 }

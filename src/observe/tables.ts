@@ -2,6 +2,7 @@
  * What layer 2 knows, for people: which MAC and which IP address is behind which peer, with age and origin, as JSON for /v1/macs
  * and /v1/neighbours; and in numbers for /metrics. All is read from the shared memory when it is asked for.
  */
+import { setImmediate } from 'node:timers/promises';
 import { textOf } from '../control/cidr.js';
 import { macText } from '../control/mac.js';
 import { readMacs, readNeighbours } from '../dataplane/forwarding.js';
@@ -46,9 +47,9 @@ export class ForwardingTables {
   readonly #options: TablesOptions;
   readonly #now: () => number;
   /** JSON, as text. */
-  readonly macs: () => string;
-  readonly neighbours: () => string;
-  readonly summary: () => TablesSummary;
+  readonly macs: () => Promise<string>;
+  readonly neighbours: () => Promise<string>;
+  readonly summary: () => Promise<TablesSummary>;
 
   constructor(options: TablesOptions) {
     this.#options = options;
@@ -58,12 +59,12 @@ export class ForwardingTables {
     this.summary = sparing(() => this.#summary());
   }
 
-  #macs(): string {
+  async #macs(): Promise<string> {
     const { memory, vnis, age: most } = this.#options;
     const names = this.#names();
     const macs: object[] = [];
     let more = 0;
-    for (const { network, mac, ref, origin, age } of readMacs(memory, this.#now(), most)) {
+    for await (const { network, mac, ref, origin, age } of sliced(readMacs(memory, this.#now(), most))) {
       const peer = ref === LOCAL ? null : names.get(ref);
       if (peer === undefined) continue; // it has just left
       if (macs.length === MOST_ENTRIES) more++;
@@ -72,7 +73,7 @@ export class ForwardingTables {
     return JSON.stringify({ macs, more });
   }
 
-  #neighbours(): string {
+  async #neighbours(): Promise<string> {
     const { memory, vnis, age: most } = this.#options;
     const neighbours: object[] = [];
     let more = 0;
@@ -91,17 +92,17 @@ export class ForwardingTables {
     return JSON.stringify({ neighbours, more });
   }
 
-  #summary(): TablesSummary {
+  async #summary(): Promise<TablesSummary> {
     const { memory, vnis, age: most } = this.#options;
     const now = this.#now();
     const macs = vnis.map(() => ({ local: 0, peer: 0, static: 0 }));
     const neighbours = vnis.map(() => ({ learned: 0, static: 0 }));
     const oldest = vnis.map(() => 0);
-    for (const { network, ref, origin, age = 0 } of readMacs(memory, now, most)) {
+    for await (const { network, ref, origin, age = 0 } of sliced(readMacs(memory, now, most))) {
       macs[network][origin === 'static' ? 'static' : ref === LOCAL ? 'local' : 'peer']++;
       oldest[network] = Math.max(oldest[network], seconds(age));
     }
-    for (const { network, origin } of readNeighbours(memory, now, most)) neighbours[network][origin]++;
+    for await (const { network, origin } of sliced(readNeighbours(memory, now, most))) neighbours[network][origin]++;
     return { macs, neighbours, oldest };
   }
 
@@ -112,18 +113,37 @@ export class ForwardingTables {
 
 const ageOf = (age: number | undefined): number | null => (age === undefined ? null : seconds(age));
 
+/** Entries between turns of the event loop: some milliseconds' worth. */
+const SLICE = 2000;
+
+/** A table of 10^6 entries, in slices, so that no signal, no lease and no scrape waits for all of it. */
+async function* sliced<T>(entries: Iterable<T>): AsyncGenerator<T> {
+  let slice: T[] = [];
+  for (const entry of entries) {
+    slice.push(entry);
+    if (slice.length < SLICE) continue;
+    yield* slice;
+    slice = [];
+    await setImmediate();
+  }
+  yield* slice;
+}
+
 /**
- * Reading a table of 10^6 entries takes its time, in which control waits: its result is given again for ten times as long as
- * that took, so that nobody can take more than a tenth of control's time by asking.
+ * Reading a large table takes its time: its result is given again for ten times as long as that took, and to all who ask
+ * meanwhile, so that nobody can take more than a tenth of control's time by asking.
  */
-function sparing<T>(read: () => T): () => T {
-  let last: { readonly value: T; readonly until: number } | undefined;
+function sparing<T>(read: () => Promise<T>): () => Promise<T> {
+  let last: Promise<T> | undefined;
+  let until = Number.NEGATIVE_INFINITY;
   return () => {
     const begun = performance.now();
-    if (last && begun < last.until) return last.value;
-    const value = read();
-    const ended = performance.now();
-    last = { value, until: ended + 10 * (ended - begun) };
-    return value;
+    if (last && begun < until) return last;
+    until = Number.POSITIVE_INFINITY;
+    last = read().finally(() => {
+      const ended = performance.now();
+      until = ended + 10 * (ended - begun);
+    });
+    return last;
   };
 }

@@ -25,7 +25,7 @@ import { ANSWERED, DROP, NeighbourProxy, PASS } from '../../src/dataplane/proxy.
 import { CheckedDevice } from '../../src/io/checked.js';
 import { EIO } from '../../src/io/device.js';
 import { type Kernels, loadKernels } from '../../src/io/kernels.js';
-import { EngineMemory, HEADROOM } from '../../src/io/memory.js';
+import { EngineMemory, HEADROOM, MAC_BYTES } from '../../src/io/memory.js';
 import { MemoryDevice } from '../../src/io/memory-device.js';
 import { headerLength } from '../../src/packet/ethernet.js';
 import {
@@ -1025,7 +1025,8 @@ t.test('100,000 changed frames: no throw, no read outside them, no write outside
     [layout.vnetIn, 10],
     [layout.arena + OFFSET - 64, 64 + 2048],
     [layout.scratch + HEADROOM - 10, 10 + 22 + 72],
-    [layout.macs, memory.layout.macSlots * 32],
+    [layout.macs, memory.layout.macSlots * MAC_BYTES],
+    [layout.macDetails, memory.layout.macSlots * MAC_BYTES],
     [layout.neighbours, memory.layout.neighbourSlots * 64],
   ];
   let from = 0;

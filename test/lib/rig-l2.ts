@@ -8,6 +8,7 @@
  */
 import { COUNTER_INFOS, conservation, readCounter } from '../../src/dataplane/counters.js';
 import { Engine, READY_ALL } from '../../src/dataplane/engine.js';
+import { MAC_REF } from '../../src/dataplane/macs.js';
 import { writeOwnMacs } from '../../src/dataplane/networks.js';
 import type { PeerRef } from '../../src/dataplane/peers.js';
 import type { EngineSettings, SwitchSettings } from '../../src/dataplane/settings.js';
@@ -309,7 +310,7 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
         const byPeer = new Map<number, number>();
         let macs = 0;
         for (let i = 0; i < memory.layout.macSlots; i++) {
-          const ref = memory.i32[(layout.macs + i * MAC_BYTES + 8) >> 2];
+          const ref = memory.i32[((layout.macs + i * MAC_BYTES) >> 2) + MAC_REF];
           if (ref === 0) continue;
           macs++;
           byPeer.set(ref, (byPeer.get(ref) ?? 0) + 1);

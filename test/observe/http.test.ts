@@ -8,7 +8,7 @@ import { serveHttp } from '../../src/observe/http.js';
 import { createLog } from '../../src/observe/log.js';
 
 const metrics = { contentType: 'text/plain; version=0.0.4', metrics: async () => 'weft_up 1\n' };
-const tables = { macs: () => '{"macs":[],"more":0}', neighbours: () => '{"neighbours":[],"more":0}' };
+const tables = { macs: async () => '{"macs":[],"more":0}', neighbours: async () => '{"neighbours":[],"more":0}' };
 const NOT_READY = { ready: false, text: 'weftd is not ready yet' };
 let readiness = NOT_READY;
 const endpoint = await serveHttp({ host: '127.0.0.1', port: 0, metrics, tables, ready: () => readiness, timeout: 300 });
@@ -69,7 +69,7 @@ t.test('what it answers', async (t) => {
 t.test('large answers that nobody takes', async (t) => {
   const large = JSON.stringify({ macs: ['x'.repeat(8 << 20)], more: 0 });
   let asked = 0;
-  const macs = (): string => {
+  const macs = async (): Promise<string> => {
     asked++;
     return large;
   };

@@ -33,7 +33,7 @@ function setUp(workers: number): {
     memory,
     mtu: 1472,
     segments: [],
-    forwarding: { summary: () => ({ macs: [], neighbours: [], oldest: [] }) },
+    forwarding: { summary: async () => ({ macs: [], neighbours: [], oldest: [] }) },
     tables: { routeCount: 5 },
     peers: () => peers,
     workers: { running: workers, restarts: 2, socketDrops: 7, offloads: ALL_OFFLOADS & ~OFFLOADS.uso },
@@ -161,7 +161,7 @@ t.test('layer 2: what is known in each network, and peers that are in several', 
       { vni: 7, device: 'red', mtu: 9000 },
     ],
     forwarding: {
-      summary: () => ({
+      summary: async () => ({
         macs: [
           { local: 1, peer: 2, static: 3 },
           { local: 0, peer: 0, static: 0 },

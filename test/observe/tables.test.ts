@@ -35,8 +35,8 @@ const json = (text: string): unknown => JSON.parse(text);
 
 t.test('nothing known', async (t) => {
   const { shown } = await setUp();
-  t.same(json(shown.macs()), { macs: [], more: 0 });
-  t.same(json(shown.neighbours()), { neighbours: [], more: 0 });
+  t.same(json(await shown.macs()), { macs: [], more: 0 });
+  t.same(json(await shown.neighbours()), { neighbours: [], more: 0 });
 });
 
 t.test('static and learned, local and behind peers', async (t) => {
@@ -49,7 +49,7 @@ t.test('static and learned, local and behind peers', async (t) => {
   learned.learn(0x03020102, 0x0604, 1, LOCAL, NOW - 300_001); // not swept yet
   const [w0, w1, w2, w3] = [0, 0, MAPPED, new Int32Array(address('10.7.0.9').buffer)[0]];
   neighbours.teach(w0, w1, w2, w3, 1, 0x03020102, 0x0504, ROUTER_KNOWN | ROUTER, LOCAL, NOW - 250);
-  const { macs } = json(shown.macs()) as { macs: unknown[] };
+  const { macs } = json(await shown.macs()) as { macs: unknown[] };
   const mac = '02:01:02:03:04:05';
   t.same(
     new Set(macs.map((one) => JSON.stringify(one))),
@@ -59,7 +59,7 @@ t.test('static and learned, local and behind peers', async (t) => {
       `{"vni":7,"mac":"${mac}","peer":null,"origin":"learned","ageSeconds":20.25}`,
     ]),
   );
-  const found = json(shown.neighbours()) as { neighbours: { vni: number }[] };
+  const found = json(await shown.neighbours()) as { neighbours: { vni: number }[] };
   t.same(
     found.neighbours.sort((a, b) => a.vni - b.vni),
     [
@@ -67,7 +67,7 @@ t.test('static and learned, local and behind peers', async (t) => {
       { vni: 42, address: 'fd07::5', mac: '02:00:00:00:00:05', router: true, origin: 'static', ageSeconds: null },
     ],
   );
-  t.same(shown.summary(), {
+  t.same(await shown.summary(), {
     macs: [
       { local: 0, peer: 1, static: 1 },
       { local: 1, peer: 0, static: 0 },
@@ -83,8 +83,8 @@ t.test('static and learned, local and behind peers', async (t) => {
 t.test('an answer is bounded', async (t) => {
   const { refs, learned, shown } = await setUp(16_384);
   for (let i = 0; i < 12_000; i++) learned.learn((i << 8) | 2, 0x0504, 0, refs[0], NOW);
-  const { macs, more } = json(shown.macs()) as { macs: unknown[]; more: number };
+  const { macs, more } = json(await shown.macs()) as { macs: unknown[]; more: number };
   t.equal(macs.length, MOST_ENTRIES);
   t.equal(more, 2000);
-  t.equal(shown.summary().macs[0].peer, 12_000);
+  t.equal((await shown.summary()).macs[0].peer, 12_000);
 });

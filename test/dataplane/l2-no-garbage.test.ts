@@ -1,0 +1,56 @@
+/** No garbage collection in millions of frames through a switch in memory, of all kinds and both directions. */
+import { spawn } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import t from 'tap';
+
+// A busy machine may be slow: longer than the default.
+t.setTimeout(600_000);
+
+const CHILD = fileURLToPath(new URL('../lib/no-garbage-l2-child.js', import.meta.url));
+/** A young generation of 1 MB, so that a fraction of a byte a frame is too much. */
+const FLAGS = ['--trace-gc', '--expose-gc', '--min-semi-space-size=1', '--max-semi-space-size=1'];
+const WARM_UP = 1e6;
+const FRAMES = 5e6;
+
+interface Result {
+  /** Lines of --trace-gc between the two marks. */
+  readonly collections: string[];
+  readonly passed: number;
+  readonly balanced: boolean;
+}
+
+function run(frames: number, ...more: readonly string[]): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [...FLAGS, CHILD, String(WARM_UP), String(frames), ...more], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, NODE_OPTIONS: '' },
+    });
+    let output = '';
+    child.stdout.on('data', (chunk: Buffer) => {
+      output += chunk.toString();
+    });
+    child.on('error', reject);
+    child.on('close', (code) => {
+      const lines = output.split('\n');
+      const traced = lines.filter((line) => / ms: (Scavenge|Mark-|Minor)/.test(line));
+      const marks = traced.flatMap((line, i) => (line.includes('testing') ? [i] : []));
+      const summary = lines.find((line) => line.startsWith('{'));
+      if (code !== 0 || marks.length !== 2 || !summary)
+        return reject(new Error(`the child ended with ${code}:\n${output}`));
+      const { passed, balanced } = JSON.parse(summary) as { passed: number; balanced: boolean };
+      resolve({ collections: traced.slice(marks[0] + 1, marks[1]), passed, balanced });
+    });
+  });
+}
+
+t.test(`no collection in ${FRAMES} frames`, { timeout: 300_000 }, async (t) => {
+  const { collections, passed, balanced } = await run(FRAMES);
+  t.same(collections, []);
+  t.ok(passed >= FRAMES, `${passed} frames`);
+  t.ok(balanced);
+});
+
+t.test('one object a frame would be seen', { timeout: 300_000 }, async (t) => {
+  const { collections } = await run(FRAMES, 'allocate');
+  t.ok(collections.length > 0, `${collections.length} collections`);
+});
