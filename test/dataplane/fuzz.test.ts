@@ -16,6 +16,7 @@ import type { DevicePacket, MemoryDevice } from '../../src/io/memory-device.js';
 import type { IncomingMessage, MemorySocket } from '../../src/io/memory-socket.js';
 import { CMSG_HEADER, MSG_CONTROL, MSG_CONTROLLEN } from '../../src/io/messages.js';
 import { socketAddress } from '../../src/io/socket-address.js';
+import { Choice } from '../lib/choice.js';
 import { decode, decodeVnet } from '../lib/decode.js';
 import {
   ACK,
@@ -30,7 +31,6 @@ import {
   packet,
   pattern,
   plain,
-  random,
   raw,
   rechecksum,
   SYN,
@@ -54,35 +54,6 @@ const RECORDED: readonly number[] = process.env.WEFT_FUZZ_SEED ? [] : Array.from
 /** Packets of each direction in one round, which has one engine with settings of its own. */
 const ROUND = 20_000;
 const BATCH = 128;
-
-/** A seeded source of choices. */
-class Choice {
-  readonly #next: () => number;
-  constructor(seed: number) {
-    this.#next = random(seed);
-  }
-  below(n: number): number {
-    return Math.floor(this.#next() * n);
-  }
-  /** True once in `n`. */
-  once(n: number): boolean {
-    return this.#next() * n < 1;
-  }
-  of<T>(list: readonly T[]): T {
-    return list[this.below(list.length)];
-  }
-  /** A number that is often at an edge. */
-  edge(bits: number): number {
-    const max = 2 ** bits - 1;
-    const kind = this.below(8);
-    if (kind === 0) return 0;
-    if (kind === 1) return max;
-    if (kind === 2) return this.below(4);
-    if (kind === 3) return max - this.below(4);
-    if (kind < 6) return (2 ** this.below(bits + 1) + this.below(5) - 2) & max;
-    return this.below(max + 1);
-  }
-}
 
 const PEERS: readonly PeerOptions[] = [
   {},
