@@ -129,15 +129,15 @@ function unsolicited({ mac: own, address6 }: Station, router = false): Uint8Arra
   );
 }
 
-/** RFC 4861 4.3: who has this address? */
-function solicitation({ mac: own, address6 }: Station, target: string): Uint8Array {
+/** RFC 4861 4.3: who has this address? To the MAC `to`, or to the address's group. */
+function solicitation({ mac: own, address6 }: Station, target: string, to?: string): Uint8Array {
   const wanted = address(target);
   const last = [...wanted.slice(13)];
   const group = `ff02::1:ff${last[0].toString(16).padStart(2, '0')}:${((last[1] << 8) | last[2]).toString(16)}`;
   const groupMac = `33:33:ff:${last.map((byte) => byte.toString(16).padStart(2, '0')).join(':')}`;
   const body = concat([135, 0, 0, 0, 0, 0, 0, 0], wanted, [1, 1], mac(own));
-  const ip = { source: address6, destination: group, ttl: 255, flow: 0 };
-  return frame(groupMac, own, IPV6, packet(ip, { ...icmp(135, new Uint8Array(0), true), bytes: body }));
+  const ip = { source: address6, destination: to === undefined ? group : target, ttl: 255, flow: 0 };
+  return frame(to ?? groupMac, own, IPV6, packet(ip, { ...icmp(135, new Uint8Array(0), true), bytes: body }));
 }
 
 /** Milliseconds from `begun` until `agent` has counted a datagram more. */
@@ -369,6 +369,15 @@ else {
         `an advertisement with S, without O, and ${router ? 'with' : 'without'} R`,
       );
       t.same(more, [], 'one');
+    }
+
+    // Asked by unicast, Linux answers without its MAC (RFC 4861 7.2.4): the flag counts all the same.
+    for (const router of [false, true]) {
+      b1.ns.sysctl({ 'net/ipv6/conf/all/forwarding': router ? 1 : 0 });
+      await sendFrames(a1.ns, [solicitation(a1, b1.address6, b1.mac)]);
+      await sleep(100);
+      const entry = (await neighboursOf(wefts[0])).find(({ address }) => address === b1.address6);
+      t.equal(entry?.router, router, `an advertisement without option says that it is ${router ? 'a' : 'no'} router`);
     }
 
     // An address that changes hands: to a station next to it, and to one of ours.
