@@ -95,8 +95,12 @@ export class Switching implements Layer {
   }
 
   outbound(at: number, length: number, network: number): number {
-    if (!this.#parse(at, length)) return this.#drop(count.OUT_RUNT);
     const view = this.#view;
+    if (length < ethernet.ETHERNET_HEADER) return this.#drop(count.OUT_RUNT);
+    const toLow = view.getInt32(at + ethernet.DESTINATION, true);
+    const toHigh = view.getUint16(at + ethernet.DESTINATION + 4, true);
+    this.#macs.prefetch(toLow, toHigh, network);
+    if (!this.#parse(at, length)) return this.#drop(count.OUT_RUNT);
     const low = view.getInt32(at + ethernet.SOURCE, true);
     const high = view.getUint16(at + ethernet.SOURCE + 4, true);
     if (low & 1 || (low | high) === 0) return this.#drop(count.OUT_SOURCE_MAC);
@@ -105,9 +109,7 @@ export class Switching implements Layer {
       const verdict = this.#proxy.outbound(this.#devices[network], at, length, this.l2, network, this.#now);
       if (verdict === DROP || verdict === ANSWERED) return DONE;
     }
-    const toLow = view.getInt32(at + ethernet.DESTINATION, true);
     if (toLow & 1) return this.#flood(network);
-    const toHigh = view.getUint16(at + ethernet.DESTINATION + 4, true);
     const ref = this.#find(toLow, toHigh, network);
     if (ref > 0) return ref;
     if (ref === LOCAL) return this.#drop(count.OUT_SAME_PORT);
