@@ -255,18 +255,25 @@ export class Outbound {
   #aimAtAll(packet: number, at: number, length: number): void {
     this.#flooding = true;
     this.#floodSender = this.#senders === 1 ? 0 : this.#senderFor(packet, at, length);
-    this.#mtu = isGroupMac(this.#view, at) ? ANY_LENGTH : this.#largestMtu();
+    this.#mtu = isGroupMac(this.#view, at) ? ANY_LENGTH : this.#extremeMtu(true);
     this.#tos = this.#layer.version === 0 ? 0 : ip.tosOf(this.#view, packet) & (this.#dscp | ECN);
   }
 
-  #largestMtu(): number {
+  /** The largest or smallest inner packet that the paths to the network's peers carry. */
+  #extremeMtu(largest: boolean): number {
     const i32 = this.#i32;
     const list = this.#floods + this.#network * (this.#memory.options.peers + 1);
-    let largest = 0;
+    let mtu = largest ? 0 : ANY_LENGTH;
     for (let i = 1; i <= i32[list]; i++) {
-      largest = Math.max(largest, i32[this.#peers + (i32[list + i] & 0xffff) * (PEER_BYTES >> 2) + PEER_MTU]);
+      const one = i32[this.#peers + (i32[list + i] & 0xffff) * (PEER_BYTES >> 2) + PEER_MTU];
+      mtu = largest ? Math.max(mtu, one) : Math.min(mtu, one);
     }
-    return largest;
+    return mtu;
+  }
+
+  /** What a sender is told that its packet may have: enough for whichever peer it is for, if nobody knows. */
+  #toldMtu(): number {
+    return this.#flooding ? this.#extremeMtu(false) : this.#mtu;
   }
 
   /** Which of an underlay's sockets sends a flow: its source port is what routers on the way tell flows by (RFC 7348 4.1). */
@@ -366,8 +373,8 @@ export class Outbound {
       this.#layer.depart(at);
       this.#split(at, length, l3, headers, size, tcp);
     } else if (version === 6 || view.getUint16(at + ip.IPV4_FRAGMENT) & ip.IPV4_DF) {
+      this.#icmp.tooBig(at, length, this.#toldMtu() - l2, l2);
       this.#dropWhole(count.OUT_TOO_BIG);
-      this.#icmp.tooBig(at, length, this.#mtu - l2, l2);
     } else {
       this.#splitSmaller(at, length, l3, headers, size, tcp);
     }
@@ -445,8 +452,8 @@ export class Outbound {
     const header = (this.#view.getUint8(at) & 15) << 2;
     const fragment = this.#view.getUint16(at + ip.IPV4_FRAGMENT);
     if (version === 6 || fragment & ip.IPV4_DF || fragmentPayload(header, mtu) < 8) {
+      this.#icmp.tooBig(at, length, this.#toldMtu() - l2, l2);
       this.#dropWhole(count.OUT_TOO_BIG);
-      this.#icmp.tooBig(at, length, mtu, l2);
       return;
     }
     if (((fragment & ip.IPV4_OFFSET_MASK) << 3) + length - header > MAX_PACKET) {
