@@ -42,7 +42,7 @@ t.test('layer 2', async (t) => {
         { vni: 42, mtu: 9000 },
       ],
       age: 60_000,
-      macsPerPeer: 1024,
+      macsPerPeer: 512,
       floodUnknown: true,
       stormLimit: 0,
     },

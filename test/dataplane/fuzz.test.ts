@@ -8,7 +8,7 @@
  *   WEFT_FUZZ_COUNTERS=1 say how often each exit was taken
  */
 import t from 'tap';
-import { COUNTER_INFOS, readCounter } from '../../src/dataplane/counters.js';
+import { COUNTER_INFOS, FIRST_OF_LAYER_2, readCounter } from '../../src/dataplane/counters.js';
 import type { EngineSettings } from '../../src/dataplane/settings.js';
 import { type Device, EAGAIN, EINTR, EINVAL, EIO, EMSGSIZE, EPERM, type Socket } from '../../src/io/device.js';
 import { RECEIVE_CONTROL, SIZEOF_MMSGHDR } from '../../src/io/memory.js';
@@ -445,7 +445,9 @@ t.test(`fuzz from seed ${FIRST_SEED}`, { timeout: 0 }, async (t) => {
   // A fuzzer that never gets somewhere finds nothing there.
   if (PACKETS >= 1e6)
     t.same(
-      COUNTER_INFOS.map((_, id) => counterName(id)).filter((_, id) => counted[id] === 0),
+      COUNTER_INFOS.slice(0, FIRST_OF_LAYER_2)
+        .map((_, id) => counterName(id))
+        .filter((_, id) => counted[id] === 0),
       [],
       'every counter was reached',
     );
