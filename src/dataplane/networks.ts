@@ -6,6 +6,7 @@
  * A MAC is two words: bytes 0..3 as a little-endian load has them, and bytes 4..5 the same way; 0 and 0: there is none.
  */
 import { type EngineMemory, NETWORK_BYTES } from '../io/memory.js';
+import { macHigh, macLow } from './macs.js';
 
 /** Words of a network, from its first. */
 export const NETWORK_DEVICE_MAC = 2;
@@ -27,8 +28,8 @@ export function writeOwnMacs(
 }
 
 function writeMac(i32: Int32Array, at: number, mac: Uint8Array | undefined): void {
-  const low = mac ? mac[0] | (mac[1] << 8) | (mac[2] << 16) | (mac[3] << 24) : 0;
-  const high = mac ? mac[4] | (mac[5] << 8) : 0;
+  const low = mac ? macLow(mac) : 0;
+  const high = mac ? macHigh(mac) : 0;
   if (i32[at] === low && i32[at + 1] === high) return;
   // A worker never sees the one half with the other one's half.
   Atomics.store(i32, at + 1, NOBODY);

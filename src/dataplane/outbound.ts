@@ -21,6 +21,7 @@ import {
   PEER_BYTES,
   SCRATCH_HALF,
   SEND_MESSAGES,
+  type TableLayout,
   type WorkerLayout,
 } from '../io/memory.js';
 import { isGroupMac } from '../packet/ethernet.js';
@@ -28,6 +29,7 @@ import * as ip from '../packet/ip.js';
 import * as vnet from '../packet/virtio-net.js';
 import { VXLAN_HEADER, writeVxlan } from '../packet/vxlan.js';
 import * as count from './counters.js';
+import { floodList } from './floods.js';
 import { flowHash } from './flow-hash.js';
 import { fragmentIpv4, fragmentPayload } from './fragment.js';
 import type { IcmpErrors } from './icmp-errors.js';
@@ -67,7 +69,7 @@ export class Outbound {
   /** By network. */
   readonly #vnis: readonly number[];
   readonly #dscp: number;
-  #floods = 0;
+  #table: TableLayout;
   /** Messages that every outbox has room for, at the least: looked up anew only when it seems to end. */
   #room = 0;
   #blocked = 0;
@@ -113,6 +115,7 @@ export class Outbound {
     this.#counters = layout.counters >> 3;
     this.#peers = memory.layout.peers >> 2;
     this.#arenaEnd = layout.arena + ARENA_BYTES;
+    this.#table = memory.layout.tables[0];
     this.#header = settings.l2 ? VXLAN_HEADER : 0;
     this.#vnis = settings.l2?.networks.map(({ vni }) => vni) ?? [];
     this.#dscp = settings.inheritDscp ? DSCP : 0;
@@ -133,7 +136,7 @@ export class Outbound {
   /** The table version for this turn. */
   useTables(version: number): void {
     this.#layer.useTables(version);
-    this.#floods = this.#memory.layout.tables[version].floods >> 2;
+    this.#table = this.#memory.layout.tables[version];
   }
 
   /** Sends what a full socket left over. True when nothing is left. */
@@ -262,7 +265,7 @@ export class Outbound {
   /** The largest or smallest inner packet that the paths to the network's peers carry. */
   #extremeMtu(largest: boolean): number {
     const i32 = this.#i32;
-    const list = this.#floods + this.#network * (this.#memory.options.peers + 1);
+    const list = floodList(this.#table, this.#memory.options.peers, this.#network);
     let mtu = largest ? 0 : ANY_LENGTH;
     for (let i = 1; i <= i32[list]; i++) {
       const one = i32[this.#peers + (i32[list + i] & 0xffff) * (PEER_BYTES >> 2) + PEER_MTU];
@@ -307,7 +310,7 @@ export class Outbound {
    */
   #copyToPeers(): void {
     const i32 = this.#i32;
-    const list = this.#floods + this.#network * (this.#memory.options.peers + 1);
+    const list = floodList(this.#table, this.#memory.options.peers, this.#network);
     const peers = i32[list];
     const datagrams = this.#floodCount;
     for (; this.#floodNext < peers; this.#floodNext++) {

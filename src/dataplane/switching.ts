@@ -9,10 +9,11 @@
  */
 import type { Device } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
-import { type EngineMemory, NETWORK_BYTES, type WorkerLayout } from '../io/memory.js';
+import { type EngineMemory, NETWORK_BYTES, type TableLayout, type WorkerLayout } from '../io/memory.js';
 import * as ethernet from '../packet/ethernet.js';
 import * as ip from '../packet/ip.js';
 import * as count from './counters.js';
+import { floodList } from './floods.js';
 import { DONE, FLOOD, type Layer } from './layer.js';
 import { LearnedMacs, LOCAL, lookupStaticMac } from './macs.js';
 import { LearnedNeighbours } from './neighbours.js';
@@ -44,7 +45,7 @@ export class Switching implements Layer {
   #now = 0;
   /** i32 index of the static MACs; 0: there are none. */
   #statics = 0;
-  #floods = 0;
+  #table: TableLayout;
 
   constructor(
     memory: EngineMemory,
@@ -58,6 +59,7 @@ export class Switching implements Layer {
     const layout: WorkerLayout = memory.layout.workers[worker];
     const limits = { age: settings.age, perPeer: settings.macsPerPeer };
     this.#memory = memory;
+    this.#table = memory.layout.tables[0];
     this.#i32 = memory.i32;
     this.#f64 = memory.f64;
     this.#view = view;
@@ -76,7 +78,7 @@ export class Switching implements Layer {
   useTables(version: number): void {
     const table = this.#memory.layout.tables[version];
     this.#statics = this.#shared.hasStatics(version) ? table.staticMacs >> 2 : 0;
-    this.#floods = table.floods >> 2;
+    this.#table = table;
     this.#proxy.useTables(version);
   }
 
@@ -145,7 +147,7 @@ export class Switching implements Layer {
   }
 
   #flood(network: number): number {
-    const peers = this.#i32[this.#floods + network * (this.#memory.options.peers + 1)];
+    const peers = this.#i32[floodList(this.#table, this.#memory.options.peers, network)];
     if (peers === 0) return this.#drop(count.OUT_NO_PEER);
     if (this.#settings.stormLimit > 0) {
       if (this.#storm[network] < 1000) return this.#drop(count.OUT_STORM);
