@@ -150,6 +150,8 @@ export async function makeSwitchRig(options: SwitchRigOptions): Promise<SwitchRi
       age: 300_000,
       macsPerPeer: macs,
       floodUnknown: true,
+      learning: true,
+      floods: true,
       stormLimit: 0,
     },
   });

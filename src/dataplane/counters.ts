@@ -195,11 +195,17 @@ export const OUT_CONFLICT = counter(
 );
 export const OUT_ANSWERED = counter('outbound', 'consumed', 'answered', 'ARP and ND requests answered here');
 export const OUT_SAME_PORT = counter('outbound', 'dropped', 'same_port', 'destination MAC is on the side it came from');
+export const OUT_NOT_FLOODED = counter(
+  'outbound',
+  'dropped',
+  'not_flooded',
+  'broadcast or multicast where nothing is flooded',
+);
 export const OUT_UNKNOWN_UNICAST = counter(
   'outbound',
   'dropped',
   'unknown_unicast',
-  'nobody knows the destination MAC (unknown-unicast drop)',
+  'nobody knows the destination MAC (unknown-unicast drop, or nothing is flooded)',
 );
 export const OUT_STORM = counter('outbound', 'dropped', 'storm', 'frames to flood beyond storm-limit');
 export const OUT_NO_PEER = counter('outbound', 'dropped', 'no_peer', 'frames to flood in a network without peers');
@@ -223,7 +229,12 @@ export const ANSWER_REFUSED = counter(
 // Inbound, layer 2.
 export const IN_VXLAN_SHORT = counter('inbound', 'dropped', 'short_vxlan', 'shorter than a VXLAN header');
 export const IN_VXLAN_FLAG = counter('inbound', 'dropped', 'no_vni_flag', 'VXLAN header without the I flag');
-export const IN_UNKNOWN_VNI = counter('inbound', 'dropped', 'unknown_vni', 'VNI that is none of our networks');
+export const IN_UNKNOWN_VNI = counter(
+  'inbound',
+  'dropped',
+  'unknown_vni',
+  'VNI that is none of our networks over that underlay',
+);
 export const IN_RUNT = counter('inbound', 'dropped', 'runt', 'inner frame shorter than its Ethernet header');
 export const IN_SOURCE_MAC = counter('inbound', 'dropped', 'bad_source_mac', 'source MAC is a group or zero');
 export const IN_LOOP = counter(

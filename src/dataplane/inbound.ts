@@ -51,6 +51,9 @@ const MIN_UDP_SEGMENTS = 64;
 /** What the merge kernel leaves in its first output word. */
 const CLOSE_ALL = -2;
 
+/** Equals no VNI, which has 24 bits. */
+const NO_VNI = -1;
+
 /** Most receive calls of one socket in a turn. */
 const MAX_PULLS = 16;
 
@@ -73,8 +76,10 @@ export class Inbound {
   readonly #out: number;
   /** By network: largest IP packet. */
   readonly #mtus: readonly number[];
-  /** By network; undefined in layer 3. */
-  readonly #vnis: readonly number[] | undefined;
+  /** By underlay, then network: what arrives in it over that underlay; NO_VNI: nothing does. Undefined in layer 3. */
+  readonly #vnisOf: readonly (readonly number[])[] | undefined;
+  /** Those of the underlay that is read. */
+  #vnis: readonly number[] | undefined;
   /** Bytes of the encapsulation before the inner packet. */
   readonly #header: number;
   readonly #anyone: boolean;
@@ -130,7 +135,9 @@ export class Inbound {
     this.#out = layout.kernelOut >> 2;
     const { offloads, l2 } = settings;
     this.#mtus = l2 ? l2.networks.map(({ mtu }) => mtu) : [settings.mtu];
-    this.#vnis = l2?.networks.map(({ vni }) => vni);
+    this.#vnisOf =
+      l2 && [4, 6].map((over) => l2.networks.map(({ vni, family = over }) => (family === over ? vni : NO_VNI)));
+    this.#vnis = this.#vnisOf?.[0];
     this.#header = l2 ? VXLAN_HEADER : 0;
     this.#anyone = settings.sourceCheck === 'off';
     this.#partial = (offloads & OFFLOADS.csum) !== 0;
@@ -160,6 +167,7 @@ export class Inbound {
   /** Up to `budget` bytes from one socket, all written to the device on return. Returns the bytes received. */
   run(socket: Socket, underlay: number, budget: number): number {
     let bytes = 0;
+    this.#vnis = this.#vnisOf?.[underlay];
     // Bounded by pulls too: a flood of empty datagrams has no bytes.
     for (let pulls = 0; pulls < MAX_PULLS && bytes < budget; pulls++) {
       const messages = socket.pull();
@@ -167,7 +175,8 @@ export class Inbound {
       this.#f64[this.#counters + count.IN_MESSAGES] += messages;
       for (let m = 0; m < messages; m++) bytes += this.#message(m, underlay);
     }
-    // Not after each pull: a super-packet that its sender had to send as two messages often arrives as two pulls.
+    // Not after each pull: a super-packet that its sender had to send as two messages often arrives as two pulls. But before the
+    // other underlay is read: there the same VNI may be another network, and the merge kernel tells flows by their bytes.
     this.#closeAll();
     return bytes;
   }

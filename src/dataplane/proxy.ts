@@ -13,6 +13,8 @@
  * Who asks whether an address is free (an ARP probe, RFC 5227; duplicate address detection, RFC 4862 5.4) claims nothing
  * yet, so nothing is learned from it, and it must reach everybody. It is answered as well, but only for static neighbours:
  * a learned one may have left, and its address be free.
+ *
+ * Where nothing is to be learned, it knows the static neighbours and MACs only.
  */
 import type { Device } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
@@ -58,8 +60,8 @@ export class NeighbourProxy {
   readonly #f64: Float64Array;
   readonly #view: DataView;
   readonly #kernels: Kernels;
-  readonly #neighbours: LearnedNeighbours;
-  readonly #macs: LearnedMacs;
+  readonly #neighbours: LearnedNeighbours | undefined;
+  readonly #macs: LearnedMacs | undefined;
   readonly #counters: number;
   readonly #vnetIn: number;
   /** Where answers are built: a virtio header fits before. */
@@ -78,8 +80,8 @@ export class NeighbourProxy {
     layout: WorkerLayout,
     kernels: Kernels,
     view: DataView,
-    neighbours: LearnedNeighbours,
-    macs: LearnedMacs,
+    neighbours: LearnedNeighbours | undefined,
+    macs: LearnedMacs | undefined,
   ) {
     this.#memory = memory;
     this.#u8 = memory.u8;
@@ -211,9 +213,8 @@ export class NeighbourProxy {
    * again (RFC 4861 7.2.4: who asks by unicast knows it), and tells all the same that it is there, and whether it is a router.
    */
   #isKnown(at: number, whose: number, now: number): boolean {
-    const words = this.#address;
     this.#setAddress6(whose);
-    const entry = this.#neighbours.find(words[0], words[1], words[2], words[3], this.#scope, now);
+    const entry = this.#findLearned(now);
     const low = this.#view.getInt32(at + ethernet.SOURCE, true);
     return entry >= 0 && this.#hasMac(entry, low, this.#view.getUint16(at + ethernet.SOURCE + 4, true));
   }
@@ -239,7 +240,7 @@ export class NeighbourProxy {
     if (entry >= 0) return this.#hasMac(entry, low, high);
     if (ref === 0 || !this.#isOwn(at, mac)) return true;
     const words = this.#address;
-    this.#neighbours.teach(words[0], words[1], words[2], words[3], this.#scope, low, high, flags, ref, now);
+    this.#neighbours?.teach(words[0], words[1], words[2], words[3], this.#scope, low, high, flags, ref, now);
     return true;
   }
 
@@ -263,6 +264,12 @@ export class NeighbourProxy {
     return findStaticNeighbour(this.#i32, table, this.#mask, words[0], words[1], words[2], words[3], network);
   }
 
+  /** The current address's learned entry (i32 index), or -1. */
+  #findLearned(now: number): number {
+    const words = this.#address;
+    return this.#neighbours?.find(words[0], words[1], words[2], words[3], this.#scope, now) ?? -1;
+  }
+
   #hasMac(entry: number, low: number, high: number): boolean {
     return this.#i32[entry + NEIGHBOUR_MAC_LOW] === low && this.#i32[entry + NEIGHBOUR_MAC_HIGH] === high;
   }
@@ -273,13 +280,12 @@ export class NeighbourProxy {
    */
   #findOwner(at: number, probe: boolean, known: number, network: number, now: number): number {
     const view = this.#view;
-    const words = this.#address;
     const low = view.getInt32(at + ethernet.SOURCE, true);
     const high = view.getUint16(at + ethernet.SOURCE + 4, true);
     const fixed = this.#findStatic();
     if (fixed >= 0) return !this.#hasMac(fixed, low, high) && this.#isRemote(fixed, true, network, now) ? fixed : -1;
     if (probe) return -1;
-    const learned = this.#neighbours.find(words[0], words[1], words[2], words[3], this.#scope, now);
+    const learned = this.#findLearned(now);
     if (learned < 0 || (this.#i32[learned + NEIGHBOUR_FLAGS] & known) !== known) return -1;
     return !this.#hasMac(learned, low, high) && this.#isRemote(learned, false, network, now) ? learned : -1;
   }
@@ -294,7 +300,7 @@ export class NeighbourProxy {
     const low = this.#i32[entry + NEIGHBOUR_MAC_LOW];
     const high = this.#i32[entry + NEIGHBOUR_MAC_HIGH];
     const found = lookupStaticMac(this.#i32, this.#staticMacs, this.#mask, low, high, network);
-    return (found !== 0 ? found : this.#macs.lookup(low, high, network, now)) > 0;
+    return (found !== 0 ? found : (this.#macs?.lookup(low, high, network, now) ?? 0)) > 0;
   }
 
   /** Answers the ARP request at `at`, if its target is known. */

@@ -3,10 +3,32 @@ import type { SharedMemory } from '../io/memory.js';
 
 export type SourceCheck = 'peer' | 'strict' | 'off';
 
+/** A network of a switch, which has a device of its own. */
+export interface SwitchedNetwork {
+  /** VXLAN network identifier, 24 bits. */
+  readonly vni: number;
+  /** The device's MTU in bytes. */
+  readonly mtu: number;
+  /**
+   * The only underlay it may arrive over; undefined: either. Two networks may have one VNI if they differ in this. Sending
+   * goes by the peer's address anyway.
+   */
+  readonly family?: 4 | 6 | undefined;
+}
+
 /** What makes an engine a switch (layer 2). */
 export interface SwitchSettings {
-  /** By network: VXLAN network identifier, and the device's MTU in bytes. */
-  readonly networks: readonly { readonly vni: number; readonly mtu: number }[];
+  readonly networks: readonly SwitchedNetwork[];
+  /**
+   * MACs and neighbours are learned, of our own side and of peers. False: nothing is ever, and only what the registry says
+   * counts, as in a kernel's VXLAN device with `nolearning`.
+   */
+  readonly learning: boolean;
+  /**
+   * Broadcast, multicast and (`floodUnknown`) unknown unicast from our own side go to all peers. False: to none, as in a
+   * kernel's VXLAN device without a default entry.
+   */
+  readonly floods: boolean;
   /** Milliseconds without traffic after which what was learned is forgotten. */
   readonly age: number;
   /** Most MACs learned from one peer. */

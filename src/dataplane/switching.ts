@@ -5,7 +5,8 @@
  *   inbound    check → loop? → ARP and ND teach → learn source
  *
  * What is behind our own device is learned too (LOCAL), so that moves are seen from both sides. What the registry says goes
- * before what was learned. A frame from a peer goes to the device and nowhere else (split horizon).
+ * before what was learned; where nothing is to be learned, it alone counts. A frame from a peer goes to the device and
+ * nowhere else (split horizon).
  */
 import type { Device } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
@@ -32,12 +33,16 @@ export class Switching implements Layer {
   readonly #f64: Float64Array;
   readonly #view: DataView;
   readonly #counters: number;
-  readonly #settings: SwitchSettings;
+  /** Most frames flooded in a second, per network; 0: no limit. */
+  readonly #stormLimit: number;
+  readonly #floods: boolean;
+  readonly #floodUnknown: boolean;
   readonly #devices: readonly Device[];
   readonly #shared: SharedWords;
   readonly #rings: Rings | undefined;
-  readonly #macs: LearnedMacs;
-  readonly #neighbours: LearnedNeighbours;
+  /** Undefined: nothing is learned. */
+  readonly #macs: LearnedMacs | undefined;
+  readonly #neighbours: LearnedNeighbours | undefined;
   readonly #proxy: NeighbourProxy;
   readonly #staticMask: number;
   /** By network: frames that may be flooded now, in thousandths. */
@@ -64,12 +69,16 @@ export class Switching implements Layer {
     this.#f64 = memory.f64;
     this.#view = view;
     this.#counters = layout.counters >> 3;
-    this.#settings = settings;
+    this.#stormLimit = settings.stormLimit;
+    this.#floods = settings.floods;
+    this.#floodUnknown = settings.floods && settings.floodUnknown;
     this.#devices = devices;
     this.#shared = shared;
-    this.#rings = memory.options.workers > 1 ? new Rings(memory, worker) : undefined;
-    this.#macs = new LearnedMacs(memory, worker, limits, this.#rings);
-    this.#neighbours = new LearnedNeighbours(memory, worker, limits, this.#rings);
+    if (settings.learning) {
+      this.#rings = memory.options.workers > 1 ? new Rings(memory, worker) : undefined;
+      this.#macs = new LearnedMacs(memory, worker, limits, this.#rings);
+      this.#neighbours = new LearnedNeighbours(memory, worker, limits, this.#rings);
+    }
     this.#proxy = new NeighbourProxy(memory, layout, kernels, view, this.#neighbours, this.#macs);
     this.#staticMask = memory.layout.staticSlots - 1;
     this.#storm = new Float64Array(settings.networks.length).fill(settings.stormLimit * 1000);
@@ -86,13 +95,15 @@ export class Switching implements Layer {
   tick(now: number): void {
     const passed = Math.min((now - this.#now) | 0, 10_000);
     this.#now = now;
-    this.#rings?.receive(this.#macs, this.#neighbours, now);
-    this.#macs.sweep(now);
-    this.#neighbours.sweep(now);
+    if (this.#macs !== undefined && this.#neighbours !== undefined) {
+      this.#rings?.receive(this.#macs, this.#neighbours, now);
+      this.#macs.sweep(now);
+      this.#neighbours.sweep(now);
+    }
     if (passed <= 0) return;
-    const { stormLimit } = this.#settings;
+    const limit = this.#stormLimit;
     for (let i = 0; i < this.#storm.length; i++) {
-      this.#storm[i] = Math.min(this.#storm[i] + passed * stormLimit, stormLimit * 1000);
+      this.#storm[i] = Math.min(this.#storm[i] + passed * limit, limit * 1000);
     }
   }
 
@@ -101,21 +112,21 @@ export class Switching implements Layer {
     if (length < ethernet.ETHERNET_HEADER) return this.#drop(count.OUT_RUNT);
     const toLow = view.getInt32(at + ethernet.DESTINATION, true);
     const toHigh = view.getUint16(at + ethernet.DESTINATION + 4, true);
-    this.#macs.prefetch(toLow, toHigh, network);
+    this.#macs?.prefetch(toLow, toHigh, network);
     if (!this.#parse(at, length)) return this.#drop(count.OUT_RUNT);
     const low = view.getInt32(at + ethernet.SOURCE, true);
     const high = view.getUint16(at + ethernet.SOURCE + 4, true);
     if (low & 1 || (low | high) === 0) return this.#drop(count.OUT_SOURCE_MAC);
-    this.#macs.learn(low, high, network, LOCAL, this.#now);
+    this.#macs?.learn(low, high, network, LOCAL, this.#now);
     if (this.#mayTeach(at)) {
       const verdict = this.#proxy.outbound(this.#devices[network], at, length, this.l2, network, this.#now);
       if (verdict === DROP || verdict === ANSWERED) return DONE;
     }
-    if (toLow & 1) return this.#flood(network);
+    if (toLow & 1) return this.#floods ? this.#flood(network) : this.#drop(count.OUT_NOT_FLOODED);
     const ref = this.#find(toLow, toHigh, network);
     if (ref > 0) return ref;
     if (ref === LOCAL) return this.#drop(count.OUT_SAME_PORT);
-    return this.#settings.floodUnknown ? this.#flood(network) : this.#drop(count.OUT_UNKNOWN_UNICAST);
+    return this.#floodUnknown ? this.#flood(network) : this.#drop(count.OUT_UNKNOWN_UNICAST);
   }
 
   lost(): void {
@@ -133,7 +144,7 @@ export class Switching implements Layer {
     if (low & 1 || (low | high) === 0) return this.#refuse(count.IN_SOURCE_MAC);
     if (this.#isOurs(low, high, network)) return this.#refuse(count.IN_LOOP);
     if (this.#mayTeach(at) && this.#proxy.inbound(at, length, this.l2, network, ref, this.#now) === DROP) return false;
-    if (ref > 0) this.#macs.learn(low, high, network, ref, this.#now);
+    if (ref > 0) this.#macs?.learn(low, high, network, ref, this.#now);
     return true;
   }
 
@@ -143,13 +154,13 @@ export class Switching implements Layer {
       const ref = lookupStaticMac(this.#i32, this.#statics, this.#staticMask, low, high, network);
       if (ref !== 0) return ref;
     }
-    return this.#macs.lookup(low, high, network, this.#now);
+    return this.#macs === undefined ? 0 : this.#macs.lookup(low, high, network, this.#now);
   }
 
   #flood(network: number): number {
     const peers = this.#i32[floodList(this.#table, this.#memory.options.peers, network)];
     if (peers === 0) return this.#drop(count.OUT_NO_PEER);
-    if (this.#settings.stormLimit > 0) {
+    if (this.#stormLimit > 0) {
       if (this.#storm[network] < 1000) return this.#drop(count.OUT_STORM);
       this.#storm[network] -= 1000;
     }

@@ -57,6 +57,8 @@ interface Stage {
   readonly rig: SwitchRig;
   /** Worker 1, who hears nothing until it has turns. */
   readonly other: SwitchRig;
+  /** Worker 2, who floods nothing, and hears nothing either. */
+  readonly quiet: SwitchRig;
   readonly trouble: Trouble;
   /** Counts up, so that every recipe can have MACs of its own. */
   fresh: number;
@@ -204,6 +206,7 @@ const RECIPES: Record<string, (stage: Stage) => void> = {
   'outbound.neighbour_conflict': (s) =>
     out(s, plain(arpFrame({ senderMac: ourMac(), sender: their4(0, 200), target: our4(9) }))),
   'outbound.answered': (s) => out(s, plain(ask4(their4(0, 200)))),
+  'outbound.not_flooded': (s) => void s.quiet.out(0, broadcast()),
   'outbound.same_port': (s) => out(s, plain(outgoing(ourMac()))),
   'outbound.unknown_unicast': (s) => out(s, plain(outgoing(freshMac(s)))),
   'outbound.storm': (s) => {
@@ -285,7 +288,7 @@ const RECIPES: Record<string, (stage: Stage) => void> = {
       }
       for (let i = 0; i < 100; i++) out(s, plain(outgoing(theirMac(0, 200), 9, freshMac(s))));
     }
-    for (let i = 0; i < 100; i++) s.other.engine.turn(s.rig.now, 0);
+    for (const one of [s.other, s.quiet]) for (let i = 0; i < 100; i++) one.engine.turn(s.rig.now, 0);
   },
 };
 
@@ -336,7 +339,7 @@ const NOT_HERE = new Set([
 async function makeStage(): Promise<Stage> {
   const trouble: Trouble = { read: 0, device: () => 0, segments: 0 };
   const rig = await makeSwitch({
-    workers: 2,
+    workers: 3,
     peers: [{ networks: [0] }, { networks: [0], mtu: 1000 }, { networks: [0], mtu: 65_535 }],
     memory: { macs: MACS, neighbours: NEIGHBOURS, statics: 64 },
     l2: { macsPerPeer: MACS_PER_PEER, stormLimit: 1000, floodUnknown: false, age: AGE },
@@ -356,7 +359,8 @@ async function makeStage(): Promise<Stage> {
     }),
   });
   const other = rig.other(1);
-  for (const one of [rig, other])
+  const quiet = rig.other(2, { floods: false });
+  for (const one of [rig, other, quiet])
     for (const device of one.devices) device.refuseWith((packet) => trouble.device(packet));
   [0, 1, 2].forEach((peer) => {
     rig.tables.setMac(0, mac(theirMac(peer, 200)), rig.refs[0][peer]);
@@ -365,7 +369,7 @@ async function makeStage(): Promise<Stage> {
   });
   await rig.tables.commit();
   setOwnMacs(rig, 0, ourMac(250));
-  return { rig, other, trouble, fresh: 0 };
+  return { rig, other, quiet, trouble, fresh: 0 };
 }
 
 const names = COUNTER_INFOS.map((_, id) => counterName(id));

@@ -90,6 +90,8 @@ const FRAMES = Number(process.env.WEFT_FUZZ_PACKETS ?? (full ? 1e8 : 1e6));
 const FIRST_SEED = Number(process.env.WEFT_FUZZ_SEED ?? Date.now() % 1e9);
 /** Rounds that are always run: each once found something, or stands for a kind. */
 const RECORDED: readonly number[] = process.env.WEFT_FUZZ_SEED ? [] : Array.from({ length: 8 }, (_, i) => i + 1);
+/** Rounds after this one have settings that the recorded ones did not have. */
+const LAST_RECORDED = 8;
 /** Frames of each direction in one round, which has one engine with settings of its own. */
 const ROUND = 20_000;
 const BATCH = 128;
@@ -531,6 +533,26 @@ function checkPushed({ vnet, bytes }: DevicePacket): void {
   }
 }
 
+/** What came later: said by the round's number, so that those that are recorded stay what they were. */
+function laterSettings(seed: number, networks: SwitchSettings['networks']): Partial<SwitchSettings> {
+  if (seed <= LAST_RECORDED) return { networks };
+  const [first, second] = networks;
+  return {
+    learning: seed % 5 !== 2,
+    floods: seed % 6 !== 4,
+    // One VNI twice; or each over one underlay; or both over either.
+    networks:
+      seed % 4 === 1
+        ? [
+            { ...first, family: 4 },
+            { ...second, vni: first.vni, family: 6 },
+          ]
+        : seed % 4 === 2
+          ? [{ ...first, family: 6 }, second]
+          : networks,
+  };
+}
+
 async function round(seed: number): Promise<{ out: number; in: number; counters: number[] }> {
   const choose = new Choice(seed);
   const settings: Partial<EngineSettings> = {
@@ -540,7 +562,10 @@ async function round(seed: number): Promise<{ out: number; in: number; counters:
     inheritDscp: choose.once(2),
   };
   const l2: Partial<SwitchSettings> = {
-    networks: VNIS.map((vni) => ({ vni, mtu: choose.of([1300, 1450, 9000]) })),
+    ...laterSettings(
+      seed,
+      VNIS.map((vni) => ({ vni, mtu: choose.of([1300, 1450, 9000]) })),
+    ),
     age: choose.of([10_000, 300_000]),
     macsPerPeer: choose.of([5, 20, 1000]),
     floodUnknown: !choose.once(4),

@@ -134,8 +134,8 @@ export interface SwitchRig {
   readonly refs: readonly (readonly PeerRef[])[];
   /** What the engine is told the time is, in milliseconds; turns that are not given another use it. */
   now: number;
-  /** The same tables and memory, seen by another worker. */
-  other(worker: number): SwitchRig;
+  /** The same tables and memory, seen by another worker, whose settings may differ. */
+  other(worker: number, l2?: Partial<SwitchSettings>): SwitchRig;
   /** struct sockaddr of peer i, as recvmmsg gives it. */
   name(i: number): Uint8Array;
   take(): { readonly sent: Sent[]; readonly pushed: Pushed[] };
@@ -199,6 +199,8 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
       age: 300_000,
       macsPerPeer: Math.ceil((options.memory?.macs ?? 4096) / 4),
       floodUnknown: true,
+      learning: true,
+      floods: true,
       stormLimit: 0,
       ...options.l2,
     },
@@ -206,8 +208,9 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
   };
   const rigs: SwitchRig[] = [];
 
-  const attach = (worker: number): SwitchRig => {
+  const attach = (worker: number, l2: Partial<SwitchSettings> = {}): SwitchRig => {
     const layout = memory.layout.workers[worker];
+    const learning = l2.learning ?? settings.l2?.learning;
     let sent: Sent[] = [];
     let pushed: Pushed[] = [];
     const devices = VNIS.map(() => new MemoryDevice(memory, layout));
@@ -251,7 +254,7 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
           pools[1].map((socket, sender) => wrap(socket, 1, sender)),
         ],
       },
-      settings,
+      { ...settings, l2: settings.l2 && { ...settings.l2, ...l2 } },
     );
     let before = COUNTER_INFOS.map(() => 0);
     const rig: SwitchRig = {
@@ -347,6 +350,8 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
         const { macs, neighbours, byPeer } = rig.learned();
         const most = settings.l2?.macsPerPeer ?? 0;
         if (macs > (memory.options.macs ?? 0)) throw new Error(`${macs} MACs in the table`);
+        if (!learning && macs + neighbours > 0)
+          throw new Error(`${macs} MACs and ${neighbours} neighbours were learned`);
         if (neighbours > (memory.options.neighbours ?? 0)) throw new Error(`${neighbours} neighbours in the table`);
         for (const [ref, count] of byPeer) {
           if (ref !== -1 && count > most) throw new Error(`${count} MACs of peer ${ref}, ${most} allowed`);
