@@ -1,11 +1,13 @@
 /**
- * Carries out a plan on the tables: action by action in reconcile's order; if one fails, what was done is undone and the
- * tables hold what they held. A long list is committed in parts: each part is safe to see by itself, because of the order.
+ * Carries out a plan on the tables, and on the kernel's where that routes: action by action in reconcile's order; if one fails,
+ * what was done is undone and the tables hold what they held. A long list is committed in parts: each part is safe to see by
+ * itself, because of the order. Between our tables and the kernel's each waits until the other has been seen to.
  */
 import { setImmediate } from 'node:timers/promises';
 import { LOCAL } from '../dataplane/macs.js';
 import type { PeerRef } from '../dataplane/peers.js';
 import type { Tables } from '../dataplane/tables.js';
+import type { HostForwarding } from './host-forwarding.js';
 import {
   EMPTY_PLAN,
   OURSELVES,
@@ -20,13 +22,18 @@ import { type Action, reconcile } from './reconcile.js';
 /** Actions between commits: bounds the pessimistic room that uncommitted routes reserve, and how long others wait. */
 const ACTIONS_PER_COMMIT = 4096;
 
+type TableAction = Exclude<Action, { kind: 'change-kernel' }>;
+
 export class Applier {
   readonly #tables: Tables;
+  readonly #host: Pick<HostForwarding, 'change' | 'flush'> | undefined;
   readonly #refs = new Map<string, PeerRef>();
   #have: Plan = EMPTY_PLAN;
 
-  constructor(tables: Tables) {
+  /** `host`: for plans with something for the kernel. */
+  constructor(tables: Tables, host?: Pick<HostForwarding, 'change' | 'flush'>) {
     this.#tables = tables;
+    this.#host = host;
   }
 
   /** What the tables hold. */
@@ -41,7 +48,7 @@ export class Applier {
 
   /**
    * Makes the tables hold `want`; resolves to the number of actions once every worker sees it. Rejects with what the failed
-   * action threw (RangeError: a table is full) after undoing the others. One at a time.
+   * action threw (RangeError: a table is full) after undoing the others; the kernel has not been touched then. One at a time.
    */
   async apply(want: Plan): Promise<number> {
     const actions = reconcile(this.#have, want);
@@ -52,19 +59,28 @@ export class Applier {
           await this.#tables.commit();
           await setImmediate(); // a commit waits for workers; at the start there are none, and signals want their turn
         }
-        this.#do(actions[done]);
+        const action = actions[done];
+        const before = actions[done - 1]?.kind;
+        if (action.kind === 'change-kernel') {
+          if (before !== 'change-kernel') await this.#tables.commit();
+          this.#host?.change(action.change);
+          continue;
+        }
+        if (before === 'change-kernel') await this.#host?.flush();
+        this.#do(action);
       }
     } catch (error) {
       while (done > 0) this.#undo(actions[--done]);
       await this.#tables.commit();
       throw error;
     }
+    await this.#host?.flush();
     await this.#tables.commit();
     this.#have = want;
     return actions.length;
   }
 
-  #do(action: Action): void {
+  #do(action: TableAction): void {
     if (action.kind === 'add-peer') this.#addPeer(action.peer);
     else if (action.kind === 'set-mtu') this.#tables.setPeerMtu(this.#known(action.peer), action.mtu);
     else if (action.kind === 'set-neighbour') this.#setNeighbour(action.neighbour);
@@ -77,6 +93,7 @@ export class Applier {
   }
 
   #undo(action: Action): void {
+    if (action.kind === 'change-kernel') return; // comes after all that can fail
     if (action.kind === 'add-peer') this.#removePeer(action.peer);
     else if (action.kind === 'set-mtu') this.#tables.setPeerMtu(this.#known(action.peer), action.before);
     else if (action.kind === 'remove-route') this.#setRoute(action.route, action.route.peer);

@@ -35,6 +35,8 @@ export interface ControlLoopOptions {
   readonly registry: Registry;
   readonly self: Self;
   readonly applier: Pick<Applier, 'apply'>;
+  /** Finds out what `self` must know of these records before they are planned for. */
+  readonly prepare?: ((records: Records) => Promise<void>) | undefined;
   readonly log: EventLog;
 }
 
@@ -126,7 +128,7 @@ export class ControlLoop {
 
   /** Applies what was taken, at most once per LEAST_INTERVAL. */
   async #work(): Promise<void> {
-    const { registry, self, applier, log } = this.#options;
+    const { registry, self, applier, prepare, log } = this.#options;
     const { signal } = this.#abort;
     const backoff = new Backoff(100, 5000);
     for (;;) {
@@ -137,6 +139,7 @@ export class ControlLoop {
       try {
         const records = this.#records;
         await parseAhead(records, self, signal);
+        await prepare?.(records);
         if (signal.aborted) return;
         const plan = planFor(records, self);
         retry = true; // from here on a failure may be of the moment

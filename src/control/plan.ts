@@ -1,14 +1,15 @@
 /**
- * From records to what the tables should hold: which peers are in which network, and which prefix, MAC and neighbour is whose.
- * Pure.
+ * From records to what the tables should hold: which peers are in which network, and which prefix, MAC and neighbour is whose;
+ * and, where the kernel routes, what its tables should. Pure.
  *
  * This is where what no record shows alone is found: two owners of one subnet or MAC, two peers at one address, an address
  * that none of our sockets reaches. A set of records with such a flaw is refused whole, so what is in force stays.
  */
 import { setImmediate } from 'node:timers/promises';
 import type { Family } from '../dataplane/routes.js';
+import type { KernelNeighbour, KernelRoute } from '../host/routes.js';
 import { MAX_PEERS } from '../io/memory.js';
-import { type Address, type Cidr, contains, overlaps, parseAddress, parseCidr } from './cidr.js';
+import { type Address, type Cidr, contains, overlaps, parseAddress, parseCidr, textOf } from './cidr.js';
 import { INNER_MOST, type Mode, OVERHEAD } from './encapsulation.js';
 import { parseMac } from './mac.js';
 import type { PeerRecord, Records, StationMac } from './records.js';
@@ -64,18 +65,52 @@ export interface PlannedNeighbour extends PlannedMac {
   readonly router: boolean;
 }
 
+/** A route of this host's kernel, to a peer's subnet. */
+export interface PlannedHostRoute {
+  readonly key: string;
+  readonly route: KernelRoute;
+}
+
+/** A permanent neighbour of this host's kernel, on one of our devices. */
+export interface PlannedHostNeighbour {
+  readonly key: string;
+  readonly neighbour: KernelNeighbour;
+}
+
 /** Each by its key. */
 export interface Plan {
   readonly peers: ReadonlyMap<string, PlannedPeer>;
   readonly routes: ReadonlyMap<string, PlannedRoute>;
   readonly macs: ReadonlyMap<string, PlannedMac>;
   readonly neighbours: ReadonlyMap<string, PlannedNeighbour>;
+  readonly hostRoutes: ReadonlyMap<string, PlannedHostRoute>;
+  readonly hostNeighbours: ReadonlyMap<string, PlannedHostNeighbour>;
 }
 
 /** Instead of a peer's key: our own side of the tunnel. */
 export const OURSELVES = 'ourselves';
 
-export const EMPTY_PLAN: Plan = { peers: new Map(), routes: new Map(), macs: new Map(), neighbours: new Map() };
+export const EMPTY_PLAN: Plan = {
+  peers: new Map(),
+  routes: new Map(),
+  macs: new Map(),
+  neighbours: new Map(),
+  hostRoutes: new Map(),
+  hostNeighbours: new Map(),
+};
+
+/** How this host's kernel is to route to the peers' subnets, by flannel's names. */
+export type HostRouting =
+  | {
+      readonly kind: 'vxlan';
+      /** By network. */
+      readonly devices: readonly string[];
+      /** Of the underlay. */
+      readonly interface: string;
+      /** Underlay addresses, canonical text, that are on our link and need no encapsulation. */
+      readonly direct: ReadonlySet<string>;
+    }
+  | { readonly kind: 'host-gw'; readonly interface: string };
 
 /** What a plan must know of this host. */
 export interface Self {
@@ -88,6 +123,10 @@ export interface Self {
   readonly underlayMtu: number;
   /** Layer 2: our VNIs, by network. Empty in layer 3. */
   readonly vnis: readonly number[];
+  /** Layer 2: the underlay that a network goes over, by network; where there is none, any. */
+  readonly families?: readonly (Family | undefined)[];
+  /** undefined: no kernel routes to peers; all goes through our devices. */
+  readonly hostRouting?: HostRouting | undefined;
 }
 
 interface Owned {
@@ -148,6 +187,7 @@ export function planFor(records: Records, self: Self): Plan {
   const owned: Owned[] = [];
   const macs: PlannedMac[] = [];
   const neighbours: PlannedNeighbour[] = [];
+  const host = new HostPlan(self.hostRouting);
   for (const record of records.values()) {
     if (own.has(record.address)) {
       // What the registry says of our own stations holds against everybody else.
@@ -194,15 +234,55 @@ export function planFor(records: Records, self: Self): Plan {
         throw new RangeError(`peer ${record.name}: subnet ${one.prefix.text} is not in --network ${network.text}`);
       }
       owned.push(one);
+      host.add(record.name, its, one.prefix);
     }
   }
   if (peers.size > MAX_PEERS) throw new RangeError(`${peers.size} peers: at most ${MAX_PEERS} are possible`);
+  const routes = routesOf(owned, peers, self);
   return {
     peers,
-    routes: routesOf(owned, peers, self),
+    routes: mode === 'l3' ? routes : new Map(), // in layer 2 nobody in the dataplane asks whose a prefix is
     macs: macsOf(macs, peers, self),
     neighbours: neighboursOf(neighbours, peers, self),
+    hostRoutes: host.routes,
+    hostNeighbours: host.neighbours,
   };
+}
+
+/** What the kernel should know of the peers' subnets, as flannel's backends tell it. */
+class HostPlan {
+  readonly routes = new Map<string, PlannedHostRoute>();
+  readonly neighbours = new Map<string, PlannedHostNeighbour>();
+  readonly #routing: HostRouting | undefined;
+
+  constructor(routing: HostRouting | undefined) {
+    this.#routing = routing;
+  }
+
+  /** A subnet of a peer. A next hop is of the subnet's own family. */
+  add(name: string, { underlay, peers: [{ network }], macs }: Parsed, prefix: Cidr): void {
+    const routing = this.#routing;
+    if (!routing || prefix.family !== underlay.family) return;
+    if (routing.kind === 'host-gw') {
+      this.#route({ prefix: prefix.text, via: underlay.text, device: routing.interface, onlink: false });
+      return;
+    }
+    const mac = macs.find((one) => one.network === network)?.mac;
+    if (mac === undefined) throw new RangeError(`peer ${name}: the MAC of its VXLAN device is missing`);
+    const device = routing.devices[network];
+    const via = textOf(prefix.bytes);
+    this.neighbours.set(`${device} ${via}`, { key: `${device} ${via}`, neighbour: { device, address: via, mac } });
+    const direct = routing.direct.has(underlay.text);
+    this.#route(
+      direct
+        ? { prefix: prefix.text, via: underlay.text, device: routing.interface, onlink: false }
+        : { prefix: prefix.text, via, device, onlink: true },
+    );
+  }
+
+  #route(route: KernelRoute): void {
+    this.routes.set(route.prefix, { key: route.prefix, route });
+  }
 }
 
 type Peers = ReadonlyMap<string, PlannedPeer>;
@@ -277,12 +357,18 @@ function parse(record: PeerRecord, self: Self): Parsed {
   // Whoever speaks VXLAN does with ECN what RFC 6040 says.
   const ecn = record.ecn || mode === 'l2';
   const keyIn = (network: number): string => `${network} ${address} ${port} ${ecn ? 'ecn' : 'plain'}`;
-  const numbers = mode === 'l3' ? [NETWORK] : networksOf(record.vnis, self);
+  const numbers =
+    mode === 'l3'
+      ? [NETWORK]
+      : networksOf(record.vnis, self).filter((network) => {
+          return (self.families?.[network] ?? underlay.family) === underlay.family;
+        });
   /** Each station in each of our networks that it is in. */
   const stations = <T extends StationMac>(list: readonly T[]) =>
     list.flatMap((station) => {
       const { text: mac, bytes: macBytes } = parseMac(station.mac);
-      const its = station.vni === undefined ? numbers : networksOf([station.vni], self);
+      const its =
+        station.vni === undefined ? numbers : networksOf([station.vni], self).filter((one) => numbers.includes(one));
       return its.map((network) => ({ station, network, mac, macBytes, peer: keyIn(network) }));
     });
   const made: Parsed = {
@@ -325,6 +411,4 @@ function parse(record: PeerRecord, self: Self): Parsed {
 
 /** Our networks with these VNIs; all if there are none. A VNI that is not ours is for others. */
 const networksOf = (vnis: readonly number[], self: Self): number[] =>
-  vnis.length === 0
-    ? [...self.vnis.keys()]
-    : vnis.map((vni) => self.vnis.indexOf(vni)).filter((network) => network >= 0);
+  [...self.vnis.keys()].filter((network) => vnis.length === 0 || vnis.includes(self.vnis[network]));

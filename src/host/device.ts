@@ -11,11 +11,9 @@ import * as v from 'valibot';
 import { SetupError } from '../io/setup-error.js';
 import { ipBatch, ipRead } from './ip.js';
 import { readLink } from './links.js';
+import { PROTOCOL } from './routes.js';
 
 const ALIAS = 'weft';
-
-/** Routing protocol number of our routes: tells them from what an operator adds on the same device. */
-const PROTOCOL = 87;
 
 /**
  * Packets that the device's queue holds. While the engine's thread is off its core for 10 ms, 200,000 packets a second fill
@@ -47,6 +45,8 @@ export interface TapSetup {
   readonly bridge: string | undefined;
   /** Six bytes; undefined: the one that it has. A device that was lost had better come back with its own, which others remember. */
   readonly mac: Uint8Array | undefined;
+  /** The kernel routes into it, for this family alone: nothing of IPv6 goes out by itself. undefined: a plain segment's. */
+  readonly routed?: 4 | 6 | undefined;
 }
 
 /** True when there is a device of that name and it is ours, false when there is none. Throws a SetupError when it is another's. */
@@ -127,8 +127,9 @@ export async function setUpTun(setup: TunSetup, warn: (text: string) => void): P
  * Gives a TAP its MTU, bridge and addresses and takes it up; what an earlier run gave it and is not asked for now goes. Throws a
  * SetupError when one of these fails.
  */
-export async function setUpTap({ name, mtu, addresses, bridge, mac }: TapSetup): Promise<void> {
+export async function setUpTap({ name, mtu, addresses, bridge, mac, routed }: TapSetup): Promise<void> {
   if (bridge !== undefined) await checkBridge(bridge);
+  if (routed !== undefined) quietIpv6(name, routed === 6);
   const link = await readLink(name);
   const before = givenIn(link?.alias);
   const stale = (link?.addresses ?? [])
@@ -151,7 +152,8 @@ export async function setUpTap({ name, mtu, addresses, bridge, mac }: TapSetup):
   await ipBatch([
     ...commands,
     ...stale.map((address) => `address del ${address} dev ${name}`),
-    ...addresses.map((address) => `address replace ${address} dev ${name}`),
+    ...(routed === 6 ? [`link set dev ${name} addrgenmode none`] : []),
+    ...addresses.map((address) => `address replace ${address} dev ${name}${routed === 6 ? ' nodad' : ''}`),
     `link set dev ${name} up`,
     setAlias(name, bridge, new Set(addresses)),
   ]);

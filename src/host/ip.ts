@@ -2,48 +2,22 @@
  * The `ip` command (iproute2), which is on every node: reading with `-j`, changing in batches, so that a set-up of eight steps
  * is one process. Nothing here goes through a shell.
  */
-import { spawn } from 'node:child_process';
 import * as v from 'valibot';
 import { SetupError } from '../io/setup-error.js';
+import { type Finished, runCommand } from './command.js';
 
 const TIMEOUT = 5000;
 
-/** `ip` is often in sbin, which a service's PATH may lack. */
-const environment = (): NodeJS.ProcessEnv => ({
-  ...process.env,
-  LC_ALL: 'C',
-  PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin`,
-});
-
-interface Finished {
-  readonly code: number | null;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
 /** Runs `ip`. Rejects with a SetupError only when it could not be run or did not end in time. */
-function run(args: readonly string[], input = ''): Promise<Finished> {
-  return new Promise((resolve, reject) => {
-    const child = spawn('ip', args, { env: environment(), timeout: TIMEOUT, killSignal: 'SIGKILL' });
-    let stdout = '';
-    let stderr = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => {
-      stdout += text;
-    });
-    child.stderr.setEncoding('utf8').on('data', (text: string) => {
-      stderr += text;
-    });
-    child.stdin.on('error', () => {}); // it may end before it has read all
-    child.on('error', (error: NodeJS.ErrnoException) => {
-      reject(new SetupError('NO_IP', `the ip command cannot be run (${error.code}): install iproute2`));
-    });
-    child.on('close', (code, signal) => {
-      if (signal) reject(new SetupError('IP_FAILED', `ip ${args.join(' ')} did not end within ${TIMEOUT / 1000} s`));
-      else resolve({ code, stdout, stderr });
-    });
-    child.stdin.end(input);
+const run = (args: readonly string[], input = ''): Promise<Finished> =>
+  runCommand({
+    name: 'ip',
+    args,
+    input,
+    timeout: TIMEOUT,
+    missing: ['NO_IP', 'install iproute2'],
+    failed: 'IP_FAILED',
   });
-}
 
 /** The first line that says what was wrong. */
 const complaint = (stderr: string): string => {
@@ -76,6 +50,32 @@ function checked<T>(schema: v.GenericSchema<unknown, T>, text: string, args: rea
       `ip -j ${args.join(' ')} gave no JSON that is understood: iproute2 5 or later is needed`,
     );
   }
+}
+
+/**
+ * Runs all commands in order, whatever becomes of each; resolves to why those that failed did, by their place in `commands`.
+ */
+export async function ipEach(commands: readonly string[]): Promise<ReadonlyMap<number, string>> {
+  const failures = new Map<number, string>();
+  for (let from = 0; from < commands.length; ) {
+    const rest = commands.slice(from);
+    // When the kernel refuses a neighbour, `ip` ends the whole batch: a line printed after each command tells how far it came.
+    const batch = rest.map((command) => `${command}\nlink show dev lo\n`).join('');
+    const { stdout, stderr } = await run(['-o', '-force', '-batch', '-'], batch);
+    const reached = stdout.split('\n').filter((line) => line.trim()).length;
+    let said = '';
+    for (const line of stderr.split('\n')) {
+      const at = /^Command failed -:(\d+)/.exec(line)?.[1];
+      if (at === undefined) said ||= line;
+      else {
+        failures.set(from + ((Number(at) - 1) >> 1), complaint(said));
+        said = '';
+      }
+    }
+    if (reached < rest.length) failures.set(from + reached, complaint(said));
+    from += reached + 1;
+  }
+  return failures;
 }
 
 /** Runs commands in order; rejects with a SetupError that names the first which failed, after which none is run. */
