@@ -1,27 +1,89 @@
 /** The underlay of this host: which interface, which addresses, and what its MTU leaves for the device. */
-import { addressOf, findInterface } from '../host/links.js';
+import type { Family } from '../dataplane/routes.js';
+import { chooseInterface } from '../host/interface-choice.js';
+import { usableAddresses } from '../host/links.js';
 import { SetupError } from '../io/setup-error.js';
-import { type Address, type Cidr, parseHostAddress } from './cidr.js';
+import { type Address, type Cidr, parseAddress, parseHostAddress } from './cidr.js';
 import { INNER_MOST, LINK_HEADER, type Mode, OVERHEAD } from './encapsulation.js';
 
 export interface UnderlayWish {
-  readonly iface: string | undefined;
+  /** Names or addresses of interfaces, the first that will do. */
+  readonly ifaces: readonly string[];
+  readonly ifaceRegexes: readonly string[];
+  readonly ifaceCanReach: Address | undefined;
   readonly publicIps: readonly Address[];
+  /** Public addresses need not be this host's: a router may translate them to ours. */
+  readonly outside?: boolean;
+  /** Families that the overlay's config wants an address of; before it is known: undefined, and one address is found. */
+  readonly families?: readonly Family[] | undefined;
 }
 
 export interface Underlay {
   readonly interface: string;
   /** The interface's MTU in bytes. */
   readonly mtu: number;
-  /** Ours, one or two, of different families. */
+  /** This host's, one or two, of different families: sockets are bound to them. */
   readonly addresses: readonly Address[];
+  /** What others are to send to, of the same families in the same order. */
+  readonly publicAddresses: readonly Address[];
 }
 
-/** Throws a SetupError: no such interface, it has no address. */
+/**
+ * Finds the underlay (host/interface-choice.ts says how). It changes nothing, so it can be asked again when more is known of what
+ * is wanted. Rejects with a SetupError: no such interface, or it has no address of a family that it should have.
+ */
 export async function findUnderlay(wish: UnderlayWish): Promise<Underlay> {
-  const link = await findInterface(wish.iface, wish.publicIps[0]?.text);
-  const addresses = wish.publicIps.length > 0 ? wish.publicIps : [parseHostAddress(addressOf(link))];
-  return { interface: link.name, mtu: link.mtu, addresses };
+  const { ifaces, ifaceRegexes, ifaceCanReach, families = [], outside = false } = wish;
+  const told = wish.publicIps.filter(({ family }) => families.length === 0 || families.includes(family));
+  const { link, address } = await chooseInterface({
+    names: ifaces.map(canonical),
+    expressions: ifaceRegexes,
+    canReach: ifaceCanReach?.text,
+    addresses: told.map(({ text }) => text),
+    outside,
+    families: familiesOf(families, told),
+  });
+  const own = new Map<Family, Address>();
+  const usable = usableAddresses(link).map(({ text }) => text);
+  for (const text of address === undefined ? usable : [address, ...usable]) {
+    const one = hostAddress(text);
+    if (one && !own.has(one.family)) own.set(one.family, one);
+  }
+  const first = (address === undefined ? undefined : hostAddress(address)?.family) ?? (own.has(4) ? 4 : 6);
+  const wanted = familiesOf(families, told);
+  const pairs = (wanted.length > 0 ? wanted : [first]).map((family) => {
+    const publicAddress = told.find((one) => one.family === family);
+    const here = publicAddress && (!outside || link.addresses.some(({ text }) => text === publicAddress.text));
+    const bound = here ? publicAddress : own.get(family);
+    if (!bound) throw new SetupError('NO_ADDRESS', `interface ${link.name} has no IPv${family} address: give it one`);
+    return { bound, told: publicAddress ?? bound };
+  });
+  return {
+    interface: link.name,
+    mtu: link.mtu,
+    addresses: pairs.map(({ bound }) => bound),
+    publicAddresses: pairs.map((pair) => pair.told),
+  };
+}
+
+const familiesOf = (families: readonly Family[], addresses: readonly Address[]): readonly Family[] =>
+  families.length > 0 ? families : addresses.map(({ family }) => family);
+
+function hostAddress(text: string): Address | undefined {
+  try {
+    return parseHostAddress(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/** An address as the kernel's tools write it; a name stays. */
+function canonical(nameOrAddress: string): string {
+  try {
+    return parseAddress(nameOrAddress).text;
+  } catch {
+    return nameOrAddress;
+  }
 }
 
 /** Larger packets do not fit into a UDP datagram. */
@@ -35,7 +97,7 @@ export const MTU_LEAST_IPV6 = 1280;
  * 2 may carry IPv6 or not, so nothing is demanded of it. Throws a SetupError when that is too small.
  */
 export function deviceMtuOf(
-  underlay: Underlay,
+  underlay: Omit<Underlay, 'publicAddresses'>,
   wish: { readonly mode: Mode; readonly mtu: number | undefined; readonly networks: readonly Cidr[] },
 ): number {
   const { mode } = wish;

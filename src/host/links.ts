@@ -1,6 +1,5 @@
 /** Links of this host and their addresses, as `ip -j` tells them. */
 import * as v from 'valibot';
-import { SetupError } from '../io/setup-error.js';
 import { ipRead } from './ip.js';
 
 export interface LinkAddress {
@@ -15,6 +14,8 @@ export interface LinkAddress {
 
 export interface Link {
   readonly name: string;
+  /** Other names that it goes by (`ip link property`). */
+  readonly altNames: readonly string[];
   readonly mtu: number;
   /** `tun` (a TAP too), `bridge`, `veth`, `vxlan`, …; undefined for plain hardware. */
   readonly kind: string | undefined;
@@ -24,12 +25,14 @@ export interface Link {
   readonly master: string | undefined;
   readonly alias: string | undefined;
   readonly up: boolean;
+  readonly loopback: boolean;
   readonly addresses: readonly LinkAddress[];
 }
 
 const linksSchema = v.array(
   v.object({
     ifname: v.string(),
+    altnames: v.optional(v.array(v.string()), []),
     mtu: v.number(),
     flags: v.array(v.string()),
     ifalias: v.optional(v.string()),
@@ -54,16 +57,19 @@ const linksSchema = v.array(
   }),
 );
 
-async function readLinks(args: readonly string[]): Promise<Link[] | undefined> {
+/** All links that `ip address show` with these arguments tells of, in the kernel's order; undefined: there is none of that name. */
+export async function readLinks(args: readonly string[] = []): Promise<Link[] | undefined> {
   const found = await ipRead(linksSchema, ['-d', 'address', 'show', ...args]);
   return found?.map((link) => ({
     name: link.ifname,
+    altNames: link.altnames,
     mtu: link.mtu,
     kind: link.linkinfo?.info_kind,
     type: link.linkinfo?.info_data.type,
     master: link.master,
     alias: link.ifalias,
     up: link.flags.includes('UP'),
+    loopback: link.flags.includes('LOOPBACK'),
     addresses: link.addr_info
       .filter((address) => address.local !== undefined && (address.family === 'inet' || address.family === 'inet6'))
       .map((address) => ({
@@ -79,45 +85,32 @@ async function readLinks(args: readonly string[]): Promise<Link[] | undefined> {
 /** The link of that name, or undefined. */
 export const readLink = async (name: string): Promise<Link | undefined> => (await readLinks(['dev', name]))?.[0];
 
-const routesSchema = v.array(v.object({ dev: v.optional(v.string()) }));
+/** Addresses of a link that peers may send to: none that hold on the link only, or that are going. */
+export const usableAddresses = (link: Link): readonly LinkAddress[] =>
+  link.addresses.filter((address) => address.scope !== 'link' && address.lasting);
 
-/**
- * The interface of the underlay: the named one, else the one that has `address`, else the default route's. Throws a
- * SetupError when there is none.
- */
-export async function findInterface(name: string | undefined, address: string | undefined): Promise<Link> {
-  if (name !== undefined) {
-    const link = await readLink(name);
-    if (!link) throw new SetupError('NO_INTERFACE', `interface ${name} does not exist: check --iface`);
-    return link;
-  }
-  if (address !== undefined) {
-    const links = (await readLinks([])) ?? [];
-    const link = links.find((candidate) => candidate.addresses.some((one) => one.text === address));
-    if (link) return link;
-    throw new SetupError('NO_ADDRESS', `${address} is not an address of this host: check --public-ip`);
-  }
-  for (const family of ['-4', '-6']) {
-    const routes = await ipRead(routesSchema, [family, 'route', 'show', 'default']);
-    const dev = routes?.find((route) => route.dev !== undefined)?.dev;
-    const link = dev === undefined ? undefined : await readLink(dev);
-    if (link) return link;
-  }
-  throw new SetupError('NO_INTERFACE', 'this host has no default route to tell the interface by: name it with --iface');
+const routesSchema = v.array(
+  v.object({
+    dev: v.optional(v.string()),
+    nexthops: v.optional(v.array(v.object({ dev: v.optional(v.string()) })), []),
+  }),
+);
+
+/** Name of the interface that the default route of a family leads to. */
+export async function defaultRouteDevice(family: 4 | 6): Promise<string | undefined> {
+  const routes = (await ipRead(routesSchema, [`-${family}`, 'route', 'show', 'default'])) ?? [];
+  return routes.flatMap(({ dev, nexthops }) => dev ?? nexthops.map((hop) => hop.dev)).find((dev) => dev !== undefined);
 }
 
-/**
- * The address of an interface that peers send to: its first IPv4 address, or else its first IPv6 one that is not link-local.
- * Throws a SetupError when it has none.
- */
-export function addressOf(link: Link): string {
-  const usable = link.addresses.filter((address) => address.scope !== 'link' && address.lasting);
-  const found = usable.find((address) => address.family === 4) ?? usable[0];
-  if (!found) {
-    throw new SetupError(
-      'NO_ADDRESS',
-      `interface ${link.name} has no address: give it one, or choose --iface or --public-ip`,
-    );
-  }
-  return found.text;
+const routeSchema = v.array(
+  v.object({ type: v.optional(v.string()), dev: v.optional(v.string()), prefsrc: v.optional(v.string()) }),
+);
+
+/** Where the kernel would send to an address (canonical text), and from which of our own; undefined: it has no route to it. */
+export async function routeTo(
+  address: string,
+): Promise<{ readonly device: string; readonly source: string | undefined; readonly local: boolean } | undefined> {
+  const [route] = (await ipRead(routeSchema, ['route', 'get', address])) ?? [];
+  if (route?.dev === undefined) return undefined;
+  return { device: route.dev, source: route.prefsrc, local: route.type === 'local' };
 }
