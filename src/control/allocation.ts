@@ -30,9 +30,13 @@ export interface NetworkPool {
   readonly max: Address;
 }
 
-export interface NetworkConfig {
+/** What subnets are given out from. */
+export interface Pools {
   /** IPv4 first; one or two, and none in layer 2. */
   readonly pools: readonly NetworkPool[];
+}
+
+export interface NetworkConfig extends Pools {
   readonly backend: { readonly type: (typeof BACKENDS)[Mode]; readonly port: number };
 }
 
@@ -61,8 +65,8 @@ const LENGTHS = { 4: { usual: 24, most: 30 }, 6: { usual: 64, most: 126 } } as c
 /** A network must have room for four subnets: the first is not used, and a half would leave one host. */
 const LEAST_BITS = 2;
 
-/** How many free subnets the random choice is among. */
-const CHOICE = 100;
+/** How many free subnets the random choice is among, as in flannel. */
+export const CHOICE = 100;
 
 const ofFamily = <T extends { readonly family: 4 | 6 }>(family: 4 | 6, items: readonly T[]): T | undefined =>
   items.find((item) => item.family === family);
@@ -90,7 +94,7 @@ export function makeNetworkConfig(wish: ConfigWish): NetworkConfig {
 }
 
 /** What the parts of a pool are called where they came from. */
-interface PoolNames {
+export interface PoolNames {
   readonly network: string;
   readonly length: string;
   readonly min: string;
@@ -104,7 +108,8 @@ const FLAGS: PoolNames = {
   max: '--subnet-max',
 };
 
-function makePool(
+/** Makes a pool by flannel's defaults and checks. Throws a RangeError of one line that calls its parts by `names`. */
+export function makePool(
   network: Cidr,
   wishedLength: number | undefined,
   wishedMin: Address | undefined,
@@ -269,7 +274,7 @@ export function configFromJson(json: unknown): NetworkConfig {
 }
 
 /** True when these are what the config could have given out: one of each pool, and nothing else. */
-export function fits(subnets: readonly Cidr[], config: NetworkConfig): boolean {
+export function fits(subnets: readonly Cidr[], config: Pools): boolean {
   return (
     subnets.length === config.pools.length &&
     config.pools.every(({ family, subnetLength, min, max }) => {
@@ -295,20 +300,21 @@ export function* candidates(pool: NetworkPool): Generator<Cidr> {
 }
 
 /**
- * One subnet of each pool: a random one of the first 100 that are free, so that hosts that start at once seldom collide.
+ * One subnet of each pool: a random one of the first `choice` that are free, so that hosts that start at once seldom collide.
  * undefined: a pool is exhausted. `random` gives numbers from 0 to below 1.
  */
 export function chooseSubnets(
-  config: NetworkConfig,
+  config: Pools,
   isTaken: (subnet: Cidr) => boolean,
   random: () => number,
+  choice = CHOICE,
 ): Cidr[] | undefined {
   const chosen: Cidr[] = [];
   for (const pool of config.pools) {
     const free: Cidr[] = [];
     for (const subnet of candidates(pool)) {
       if (!isTaken(subnet)) free.push(subnet);
-      if (free.length === CHOICE) break;
+      if (free.length === choice) break;
     }
     if (free.length === 0) return undefined;
     chosen.push(free[Math.floor(random() * free.length)]);

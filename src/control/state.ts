@@ -20,20 +20,29 @@ import { dataFile, type Lmdb, lmdbReason, openLmdb, readValue, transact, writeVa
 import { reasonOf } from './reason.js';
 import { makeRecord, type PeerRecord } from './records.js';
 
-export interface Snapshot {
+export interface Snapshot<Config = NetworkConfig> {
   /** Whose it is: the registry and our first underlay address. */
   readonly owner: string;
-  readonly config: NetworkConfig;
+  /** Of the registry, and what else its kind remembers. */
+  readonly config: Config;
   readonly subnets: readonly Cidr[];
   readonly records: readonly PeerRecord[];
 }
 
-export interface Remembered extends Snapshot {
+export interface Remembered<Config = NetworkConfig> extends Snapshot<Config> {
   /** Date.now() of when it was last known to be right. */
   readonly confirmed: number;
   /** Milliseconds since then. */
   readonly age: number;
 }
+
+/** How a kind of registry writes its configuration; `fromJson` throws for what it cannot have written. */
+export interface Codec<Config> {
+  toJson(config: Config): unknown;
+  fromJson(json: unknown): Config;
+}
+
+const EMBEDDED: Codec<NetworkConfig> = { toJson: configToJson, fromJson: configFromJson };
 
 const vni = v.optional(v.number());
 /** What came with layer 2 is not in the memory of an older daemon. */
@@ -57,8 +66,9 @@ const snapshotSchema = v.object({
 });
 const confirmedSchema = v.object({ wall: v.number(), boot: v.string(), monotonic: v.number() });
 
-export class State {
+export class State<Config = NetworkConfig> {
   readonly #directory: string;
+  readonly #codec: Codec<Config>;
   readonly #db: Lmdb;
   readonly #lock: FileLock;
   readonly #clock: Clock;
@@ -67,8 +77,9 @@ export class State {
   #failing = false;
   #forgotten = false;
 
-  private constructor(directory: string, db: Lmdb, lock: FileLock, clock: Clock, log: EventLog) {
+  private constructor(directory: string, codec: Codec<Config>, db: Lmdb, lock: FileLock, clock: Clock, log: EventLog) {
     this.#directory = directory;
+    this.#codec = codec;
     this.#db = db;
     this.#lock = lock;
     this.#clock = clock;
@@ -76,8 +87,13 @@ export class State {
     this.#inode = inodeOf(directory);
   }
 
-  /** Opens the directory, and makes it if need be. Throws a SetupError: it cannot be used, or another daemon uses it. */
+  /** Opens the directory, and makes it if need be, for the embedded registry. Throws a SetupError as `openFor`. */
   static open(directory: string, clock: Clock, log: EventLog): State {
+    return State.openFor(EMBEDDED, directory, clock, log);
+  }
+
+  /** The same for any kind of registry. Throws a SetupError: the directory cannot be used, or another daemon uses it. */
+  static openFor<Config>(codec: Codec<Config>, directory: string, clock: Clock, log: EventLog): State<Config> {
     let lock: FileLock | undefined;
     try {
       ensureDirectory(directory);
@@ -89,7 +105,7 @@ export class State {
         );
       }
       lock.write(String(process.pid));
-      return new State(directory, openOrReplace(directory, log), lock, clock, log);
+      return new State(directory, codec, openOrReplace(directory, log), lock, clock, log);
     } catch (error) {
       lock?.close();
       if (error instanceof SetupError) throw error;
@@ -101,7 +117,7 @@ export class State {
   }
 
   /** What `owner` remembered last; undefined: nothing, or (said in the log) nothing that can be believed. */
-  recall(owner: string): Remembered | undefined {
+  recall(owner: string): Remembered<Config> | undefined {
     const stored = this.#db.get(['snapshot']);
     if (stored === undefined) return undefined;
     try {
@@ -117,7 +133,7 @@ export class State {
       const age = boot === this.#clock.boot ? this.#clock.monotonic() - monotonic : Math.max(0, Date.now() - wall);
       return {
         owner,
-        config: configFromJson(found.config),
+        config: this.#codec.fromJson(found.config),
         subnets: found.subnets.map(parseCidr),
         records: found.records.map((record) => makeRecord(record)),
         confirmed: wall,
@@ -134,10 +150,10 @@ export class State {
   }
 
   /** Remembers `snapshot`, durably; false (said in the log) if it cannot. Does nothing after `forget`. */
-  remember({ owner, config, subnets, records }: Snapshot): boolean {
+  remember({ owner, config, subnets, records }: Snapshot<Config>): boolean {
     if (this.#forgotten) return true;
     const texts = subnets.map((subnet) => subnet.text);
-    const text = JSON.stringify({ owner, config: configToJson(config), subnets: texts, records });
+    const text = JSON.stringify({ owner, config: this.#codec.toJson(config), subnets: texts, records });
     return this.#write(() => {
       this.#db.putSync(['snapshot'], `${digestOf(text)} ${text}`);
       this.#confirm();

@@ -13,21 +13,21 @@ const RETRY_EVERY = 1000;
 /** A flood of changes may take this part of the time for being remembered. */
 const MOST_OF_TIME = 0.1;
 
-export interface WarmOptions {
+export interface WarmOptions<Config = NetworkConfig> {
   readonly inner: Registry;
-  readonly state: State;
+  readonly state: State<Config>;
   readonly owner: string;
-  readonly config: NetworkConfig;
+  readonly config: Config;
   readonly subnets: readonly Cidr[];
   /** Milliseconds after which what is remembered is noted to be so still, while it is. */
   readonly confirmEvery: number;
   /** Start with this, because of `reason`. */
-  readonly warm?: { readonly remembered: Remembered; readonly reason: string };
+  readonly warm?: { readonly remembered: Remembered<Config>; readonly reason: string };
 }
 
-export class WarmRegistry implements Registry {
+export class WarmRegistry<Config = NetworkConfig> implements Registry {
   readonly name: string;
-  readonly #options: WarmOptions;
+  readonly #options: WarmOptions<Config>;
   #records: Records = new Map();
   /** The registry has told them, in this run, and has no trouble now. */
   #current = false;
@@ -36,7 +36,7 @@ export class WarmRegistry implements Registry {
   #notBefore = 0;
   #confirmAt = 0;
 
-  constructor(options: WarmOptions) {
+  constructor(options: WarmOptions<Config>) {
     this.name = options.inner.name;
     this.#options = options;
   }

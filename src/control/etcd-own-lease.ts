@@ -1,0 +1,554 @@
+/**
+ * This host's own lease in etcd: how it is had, kept, and lost (flannel.md 4; pkg/subnet/etcd/local_manager.go).
+ *
+ *   acquire   one with our public IP is taken over, or deleted if the network is another now; else the subnet that we had
+ *             before, if it is free; else a random one of the first free ones
+ *   renew     a new grant of etcd's, and the key put with it, only if nobody has changed the key since we looked: a key that was
+ *             deleted stays deleted, and one that has no time to live (a reservation) gets none
+ *   lost      deleted before its time: revoked, we stop; after it: acquired again, and if it is another subnet now, moved
+ *
+ * All that is written is guarded by the key's revision and answered with the list as it is then, so that after a conflict the
+ * next choice is made of what is so, without asking. Each conflict makes the choice wider: hosts that start together draw
+ * apart in a few rounds.
+ *
+ * Time is the monotonic clock's, or that of the machine where it slept meanwhile; never etcd's word alone.
+ */
+import { randomBytes } from 'node:crypto';
+import { uptime } from 'node:os';
+import type { Clock } from '../host/clock.js';
+import { SetupError } from '../io/setup-error.js';
+import { CHOICE, chooseSubnets, fits } from './allocation.js';
+import type { BackendType } from './backend.js';
+import type { Address, Cidr } from './cidr.js';
+import { type EtcdClient, type KeyValue, type Listing, NO_LEASE } from './etcd-client.js';
+import type { EventLog } from './event-log.js';
+import type { FlannelConfig } from './flannel-config.js';
+import {
+  formatLease,
+  formatLeaseKey,
+  type LeaseAttributes,
+  parseLease,
+  parseLeaseKey,
+  subnetsTakenBy,
+} from './flannel-lease.js';
+import { macText } from './mac.js';
+import type { MacsByFamily } from './membership.js';
+import { PrefixSet } from './prefix-set.js';
+import { reasonOf } from './reason.js';
+import { Bell, sleep } from './waiting.js';
+
+export interface OwnLeaseTimes {
+  /** Milliseconds after which a renewal that failed is tried again, at most. */
+  readonly retry: number;
+  /** Milliseconds between looks at the clock. */
+  readonly look: number;
+}
+
+const TIMES: OwnLeaseTimes = { retry: 60_000, look: 60_000 };
+
+/** How often a subnet is chosen before something is thought to be wrong. */
+const ROUNDS = 100;
+/** Backends by which flannel's hosts reach each other over IPv6 too. */
+const TELL_BOTH: ReadonlySet<string> = new Set<BackendType>(['vxlan', 'host-gw']);
+/** How much wider the choice is after a conflict. */
+const WIDER = 4;
+
+export interface OwnLeaseOptions {
+  readonly client: EtcdClient;
+  /** Of the keys: `/coreos.com/network/subnets/`. */
+  readonly prefix: string;
+  readonly config: FlannelConfig;
+  /** Underlay addresses as others know us. */
+  readonly publicAddresses: readonly Address[];
+  /** Seconds. */
+  readonly ttl: number;
+  /** Seconds before its end at which the lease is renewed. */
+  readonly renewMargin: number;
+  readonly clock: Clock;
+  readonly log: EventLog;
+  /** Something of `held` or `trouble` has changed. */
+  readonly changed: () => void;
+  /** Our subnets are others now. */
+  readonly moved: () => void;
+  readonly revoked: () => void;
+  /** Asked before a lost lease is acquired again: false, the configuration is another now. Rejects if that cannot be told. */
+  readonly isCurrent: () => Promise<boolean>;
+  readonly times?: Partial<OwnLeaseTimes> | undefined;
+  /** Numbers from 0 to below 1. */
+  readonly random?: (() => number) | undefined;
+}
+
+export interface Held {
+  readonly name: string;
+  readonly subnets: readonly Cidr[];
+  readonly createRevision: number;
+  readonly modRevision: number;
+  /** NO_LEASE: a reservation. */
+  readonly lease: string;
+  /** When it ends if it is not renewed; undefined: never. */
+  readonly ends: Deadline | undefined;
+}
+
+/** Milliseconds of CLOCK_MONOTONIC, and of a clock that goes on while the machine sleeps; whichever comes first. */
+interface Deadline {
+  readonly monotonic: number;
+  readonly uptime: number;
+}
+
+export interface Acquired {
+  readonly held: Held;
+  readonly how: 'new' | 'reused' | 'taken over';
+  /** All leases, as of then. */
+  readonly listing: Listing;
+}
+
+export class OwnLease {
+  readonly #options: OwnLeaseOptions;
+  readonly #times: OwnLeaseTimes;
+  readonly #closed = new AbortController();
+  readonly #bell = new Bell();
+  #held: Held | undefined;
+  #macs: MacsByFamily | undefined;
+  /** What we want back when we have lost it. */
+  #inUse: readonly Cidr[] = [];
+  /** Of etcd's leases, those that we have asked for and not yet put a key with. */
+  readonly #granted = new Map<string, Deadline>();
+  #trouble: string | undefined;
+  #dueAt = 0;
+  #ended = false;
+  #saidNotReused = false;
+  #over = false;
+  #keeping: Promise<void> = Promise.resolve();
+
+  constructor(options: OwnLeaseOptions) {
+    this.#options = options;
+    this.#times = { ...TIMES, ...options.times };
+  }
+
+  get held(): Held | undefined {
+    return this.#held;
+  }
+
+  /** The subnets that are in use here, whether we have the lease or not. */
+  get inUse(): readonly Cidr[] {
+    return this.#inUse;
+  }
+
+  /** Of our VXLAN devices. */
+  get macs(): MacsByFamily {
+    return this.#macs ?? {};
+  }
+
+  /** Why it is not kept; undefined while it is. */
+  get trouble(): string | undefined {
+    return this.#trouble;
+  }
+
+  /** Until it ends: undefined for a reservation, 0 while we have none. */
+  get secondsLeft(): number | undefined {
+    if (!this.#held) return 0;
+    return this.#held.ends && (this.#held.ends.monotonic - this.#options.clock.monotonic()) / 1000;
+  }
+
+  /**
+   * Takes a lease. `macs`: of our devices, where they are known. Rejects with an EtcdError, or a SetupError: there is no subnet left.
+   */
+  async acquire(prefer: readonly Cidr[], macs: MacsByFamily): Promise<Acquired> {
+    const { client, prefix } = this.#options;
+    let listing: Listing = await client.list(prefix);
+    const grant = new Grant(this.#options, this.#granted);
+    try {
+      for (let round = 0; round < ROUNDS; round++) {
+        const attempt = await this.#attempt(listing, prefer, macs, grant, CHOICE * WIDER ** round);
+        if ('held' in attempt) {
+          this.#held = attempt.held;
+          if (this.#inUse.length === 0) this.#inUse = attempt.held.subnets;
+          this.#ended = false;
+          this.#plan();
+          return attempt;
+        }
+        listing = attempt.listing;
+      }
+    } finally {
+      grant.release(this.#held?.lease);
+    }
+    throw new SetupError(
+      'ETCD_RACE',
+      `${client.name}: no subnet was left alone for long enough to be taken, in ${ROUNDS} attempts`,
+    );
+  }
+
+  /** Uses these subnets without a lease, because etcd is away; keeping it will acquire one. */
+  assume(subnets: readonly Cidr[], macs: MacsByFamily): void {
+    this.#inUse = subnets;
+    this.#macs = macs;
+  }
+
+  /** Keeps it, until `close`. */
+  keep(): void {
+    this.#keeping = this.#keep();
+  }
+
+  /** Does at once what is overdue: etcd is back. */
+  hurry(): void {
+    if (this.#trouble === undefined && this.#held && this.#now() < this.#dueAt) return;
+    this.#dueAt = 0;
+    this.#bell.ring();
+  }
+
+  async close(): Promise<void> {
+    this.#over = true;
+    this.#closed.abort();
+    await this.#keeping;
+  }
+
+  /**
+   * What etcd says of our key, as of `revision`; undefined: there is none. `replaced`: this is not the etcd that it was, so that nobody
+   * has deleted anything.
+   */
+  note(entry: KeyValue | undefined, revision: number, replaced = false): void {
+    const held = this.#held;
+    if (!held || this.#over || (!replaced && revision <= held.modRevision)) return;
+    if (!entry) this.#lost(replaced);
+    else if (replaced || entry.modRevision > held.modRevision) this.#noteChange(held, entry);
+  }
+
+  #noteChange(held: Held, { value, lease, createRevision, modRevision }: KeyValue): void {
+    const { log } = this.#options;
+    const now = { ...held, createRevision, modRevision, lease };
+    const granted = this.#granted.get(lease);
+    if (granted) this.#hold({ ...now, ends: granted });
+    else if (!this.#isOurs(value)) {
+      log.error('lease_overwritten', { lease: held.name, by: value });
+      this.#lost(true);
+    } else if (lease === NO_LEASE) {
+      if (held.lease !== NO_LEASE) log.info('lease_reserved', { lease: held.name });
+      this.#hold({ ...now, ends: undefined });
+    } else {
+      if (lease !== held.lease) {
+        log.warn('lease_overwritten', { lease: held.name, reason: 'has another daemon our public IP?' });
+      }
+      // What was a reservation has a time to live now, and we do not know how long.
+      this.#hold({ ...now, ends: held.ends ?? { monotonic: this.#now(), uptime: Number.POSITIVE_INFINITY } });
+    }
+  }
+
+  /** The key of the lease that is ours, in full; undefined while we have none. */
+  get key(): string | undefined {
+    return this.#held && this.#options.prefix + this.#held.name;
+  }
+
+  #now(): number {
+    return this.#options.clock.monotonic();
+  }
+
+  #hold(held: Held): void {
+    this.#held = held;
+    this.#plan();
+    this.#bell.ring();
+  }
+
+  /** When it is renewed: with a short life after a third of it. */
+  #plan(): void {
+    const { ttl, renewMargin } = this.#options;
+    const margin = renewMargin < ttl ? renewMargin : (ttl * 2) / 3;
+    const ends = this.#held?.ends;
+    this.#dueAt = ends ? ends.monotonic - margin * 1000 : Number.POSITIVE_INFINITY;
+  }
+
+  #isPast({ monotonic, uptime: awake }: Deadline): boolean {
+    return this.#now() >= monotonic || uptime() * 1000 >= awake;
+  }
+
+  /** `innocent`: nobody has taken it from us. */
+  #lost(innocent: boolean): void {
+    const held = this.#held;
+    if (!held) return;
+    this.#held = undefined;
+    this.#options.changed();
+    if (innocent || (held.ends && this.#isPast(held.ends))) {
+      this.#options.log.warn('lease_lost', { lease: held.name, effect: 'acquired again' });
+      this.#dueAt = 0;
+      this.#bell.ring();
+      return;
+    }
+    this.#over = true;
+    this.#bell.ring();
+    const reason = 'Lease has been revoked. Shutting down daemon.';
+    this.#options.log.error('lease_revoked', { lease: held.name, reason });
+    this.#options.revoked();
+  }
+
+  async #keep(): Promise<void> {
+    const { signal } = this.#closed;
+    while (!this.#over) {
+      const wait = Math.min(this.#times.look, Math.max(0, this.#dueAt - this.#now()));
+      const waiting = new AbortController();
+      const either = AbortSignal.any([signal, waiting.signal]);
+      await Promise.race([sleep(wait, either), this.#bell.wait(either)]);
+      waiting.abort();
+      this.#bell.silence();
+      if (this.#over) return;
+      this.#sayEnd();
+      if (this.#now() < this.#dueAt) continue;
+      try {
+        if (this.#held) await this.#renew(this.#held);
+        else await this.#acquireAgain();
+        if (this.#trouble !== undefined) this.#options.log.info('lease_kept', { lease: this.#held?.name });
+        this.#setTrouble(undefined);
+      } catch (error) {
+        if (this.#over) return;
+        this.#dueAt = this.#now() + Math.min(this.#times.retry, Math.max(1000, (this.#options.ttl * 1000) / 6));
+        this.#setTrouble(error);
+      }
+    }
+  }
+
+  /** The reason stays what it was when it began. */
+  #setTrouble(error: unknown): void {
+    if ((error === undefined) === (this.#trouble === undefined)) return;
+    if (error !== undefined) {
+      const lease = this.#held?.name ?? formatLeaseKey(this.#inUse);
+      this.#options.log.warn('lease_not_kept', { lease, reason: reasonOf(error) });
+    }
+    this.#trouble = error === undefined ? undefined : `our lease is not kept: ${reasonOf(error)}`;
+    this.#options.changed();
+  }
+
+  #sayEnd(): void {
+    const held = this.#held;
+    if (this.#ended || !held?.ends || !this.#isPast(held.ends)) return;
+    this.#ended = true;
+    this.#options.log.error('lease_ended', {
+      lease: held.name,
+      effect: 'forwarding goes on; another may be given its subnet',
+    });
+  }
+
+  async #renew(held: Held): Promise<void> {
+    const { client, prefix } = this.#options;
+    const grant = new Grant(this.#options, this.#granted);
+    try {
+      const { id, ends } = await grant.take();
+      const key = prefix + held.name;
+      const put = { key, at: held.modRevision, value: this.#value(), lease: id, list: prefix };
+      const answer = await grant.risk(() => client.write(put));
+      const entry = answer.keys.find((one) => one.key === key);
+      if (answer.written && entry) {
+        this.#ended = false;
+        this.#hold({ ...held, modRevision: entry.modRevision, lease: id, ends });
+      } else this.note(entry, answer.revision);
+    } finally {
+      grant.release(this.#held?.lease);
+    }
+  }
+
+  async #acquireAgain(): Promise<void> {
+    const inUse = this.#inUse;
+    if (!(await this.#options.isCurrent())) {
+      this.#options.log.warn('network_changed', { effect: 'started again' });
+      return this.#move();
+    }
+    const { held } = await this.acquire(inUse, this.macs);
+    this.#options.changed();
+    const same = held.subnets.length === inUse.length && held.subnets.every(({ text }, i) => text === inUse[i].text);
+    this.#options.log.info('lease_acquired_again', { lease: held.name });
+    if (same) return;
+    this.#options.log.warn('lease_moved', {
+      from: inUse.map(({ text }) => text),
+      to: held.subnets.map(({ text }) => text),
+    });
+    this.#move();
+  }
+
+  #move(): void {
+    this.#over = true;
+    this.#options.moved();
+  }
+
+  /** One round: had, or the list as it is now. */
+  async #attempt(
+    listing: Listing,
+    prefer: readonly Cidr[],
+    macs: MacsByFamily,
+    grant: Grant,
+    choice: number,
+  ): Promise<Acquired | { readonly listing: Listing }> {
+    const { client, prefix, config, log } = this.#options;
+    const ours = this.#ours(listing);
+    const usable = ours.find(({ subnets }) => fits(subnets, config));
+    if (!this.#macs) this.#macs = this.#chooseMacs(macs, (usable ?? ours[0])?.attributes.macs ?? {});
+    if (usable) return this.#put(usable.entry, usable.subnets, 'taken over', grant);
+    const [useless] = ours;
+    if (useless) {
+      const { key, modRevision } = useless.entry;
+      const answer = await client.write({ key, at: modRevision, value: undefined, list: prefix });
+      if (answer.written) log.info('lease_deleted', { lease: key.slice(prefix.length), reason: 'not of this network' });
+      return { listing: answer };
+    }
+    const taken = takenIn(listing, prefix);
+    if (fits(prefer, config) && !prefer.some((subnet) => taken.overlaps(subnet))) {
+      return this.#put(undefined, prefer, 'reused', grant);
+    }
+    if (prefer.length > 0) this.#sayNotReused(prefer, listing);
+    const chosen = chooseSubnets(
+      config,
+      (subnet) => taken.overlaps(subnet),
+      this.#options.random ?? Math.random,
+      choice,
+    );
+    if (!chosen) {
+      const networks = config.pools.map(({ network }) => network.text).join();
+      throw new SetupError('EXHAUSTED', `${client.name}: out of subnets: no free one is left in ${networks}`);
+    }
+    return this.#put(undefined, chosen, 'new', grant);
+  }
+
+  /** Leases with our public IP, as flannel looks for them. */
+  #ours({ keys }: Listing): { entry: KeyValue; subnets: readonly Cidr[]; attributes: LeaseAttributes }[] {
+    return keys.flatMap((entry) => {
+      try {
+        const subnets = parseLeaseKey(entry.key.slice(this.#options.prefix.length));
+        const attributes = parseLease(entry.value);
+        return this.#isOurAddress(attributes) ? [{ entry, subnets, attributes }] : [];
+      } catch {
+        return [];
+      }
+    });
+  }
+
+  #isOurs(value: string): boolean {
+    try {
+      return this.#isOurAddress(parseLease(value));
+    } catch {
+      return false;
+    }
+  }
+
+  #isOurAddress({ publicIp, publicIpv6 }: LeaseAttributes): boolean {
+    const { publicAddresses } = this.#options;
+    const own = this.#options.config.pools[0].family === 4 ? publicIp : publicIpv6;
+    return own !== undefined && publicAddresses.some(({ text }) => text === own.text);
+  }
+
+  /** Puts a key that is as it was listed (undefined: not there). */
+  async #put(
+    before: KeyValue | undefined,
+    subnets: readonly Cidr[],
+    how: Acquired['how'],
+    grant: Grant,
+  ): Promise<Acquired | { readonly listing: Listing }> {
+    const { client, prefix } = this.#options;
+    const name = formatLeaseKey(subnets);
+    const key = prefix + name;
+    const reserved = before?.lease === NO_LEASE;
+    const { id, ends } = reserved ? { id: NO_LEASE, ends: undefined } : await grant.take();
+    const value = this.#value();
+    const put = { key, at: before?.modRevision ?? 0, value, lease: id, list: prefix };
+    const answer = await grant.risk(() => client.write(put));
+    const entry = answer.keys.find((one) => one.key === key);
+    if (!answer.written || !entry) return { listing: answer };
+    if (!before && this.#isLate(entry, subnets, answer)) {
+      return { listing: await client.write({ key, at: entry.modRevision, value: undefined, list: prefix }) };
+    }
+    const { createRevision, modRevision } = entry;
+    return { held: { name, subnets, createRevision, modRevision, lease: id, ends }, how, listing: answer };
+  }
+
+  /** Somebody has taken one of our subnets before us, under another key: with two families a key is both. */
+  #isLate(own: KeyValue, subnets: readonly Cidr[], { keys }: Listing): boolean {
+    const before = keys.filter(({ key, createRevision }) => key !== own.key && createRevision < own.createRevision);
+    const taken = takenIn({ keys: before }, this.#options.prefix);
+    return subnets.some((subnet) => taken.overlaps(subnet));
+  }
+
+  #value(): string {
+    const { config, publicAddresses } = this.#options;
+    const { backend, pools } = config;
+    const address = (family: 4 | 6): Address | undefined => {
+      const enabled = pools.some((pool) => pool.family === family);
+      // flannel's udp tells IPv6 to nobody; alone it must, or nobody could be reached.
+      const told = enabled && (family === 4 || pools.length === 1 || TELL_BOTH.has(backend.type));
+      return told ? publicAddresses.find((one) => one.family === family) : undefined;
+    };
+    const plain = backend.type === 'udp' || backend.type === 'alloc';
+    return formatLease({
+      publicIp: address(4),
+      publicIpv6: address(6),
+      backendType: plain ? '' : backend.type,
+      macs: this.#macs ?? {},
+      vni: backend.type === 'vxlan' ? backend.vni : undefined,
+    });
+  }
+
+  #chooseMacs(given: MacsByFamily, before: MacsByFamily): MacsByFamily {
+    const { backend, pools } = this.#options.config;
+    if (backend.type !== 'vxlan') return {};
+    return Object.fromEntries(pools.map(({ family }) => [family, given[family] ?? before[family] ?? randomMac()]));
+  }
+
+  #sayNotReused(prefer: readonly Cidr[], { keys }: Listing): void {
+    if (this.#saidNotReused) return;
+    this.#saidNotReused = true;
+    const wanted = formatLeaseKey(prefer);
+    const entry = keys.find(({ key }) => key === this.#options.prefix + wanted);
+    const reason = entry ? `its lease is ${entry.value}` : 'it is not of this network, or another has a part of it';
+    this.#options.log.warn('subnet_not_reused', { subnet: prefer.map(({ text }) => text), reason });
+  }
+}
+
+/** A lease of etcd's, asked for when it is first needed. */
+class Grant {
+  readonly #options: OwnLeaseOptions;
+  readonly #granted: Map<string, Deadline>;
+  #taken: { readonly id: string; readonly ends: Deadline } | undefined;
+  /** A key may have it, and we were not told. */
+  #risked = false;
+
+  constructor(options: OwnLeaseOptions, granted: Map<string, Deadline>) {
+    this.#options = options;
+    this.#granted = granted;
+  }
+
+  async take(): Promise<{ readonly id: string; readonly ends: Deadline }> {
+    if (this.#taken) return this.#taken;
+    const { client, clock, ttl } = this.#options;
+    // From before it was asked for: etcd's own count begins later.
+    const [monotonic, awake] = [clock.monotonic(), uptime() * 1000];
+    const { id, ttl: granted } = await client.grant(ttl);
+    const ends = { monotonic: monotonic + granted * 1000, uptime: awake + granted * 1000 };
+    for (const [old, { monotonic: past }] of this.#granted) if (past <= monotonic) this.#granted.delete(old);
+    this.#granted.set(id, ends);
+    this.#taken = { id, ends };
+    return this.#taken;
+  }
+
+  /** `write` puts a key with it. */
+  async risk<T>(write: () => Promise<T>): Promise<T> {
+    this.#risked = true;
+    const answer = await write();
+    this.#risked = false;
+    return answer;
+  }
+
+  /** It is ended if nothing has it. To end one that our key has after all would be to delete the key. */
+  release(inUse: string | undefined): void {
+    if (!this.#taken || this.#risked) return;
+    const { id } = this.#taken;
+    this.#granted.delete(id);
+    if (id !== inUse) this.#options.client.revoke(id).catch(() => {}); // it ends by itself
+  }
+}
+
+function takenIn({ keys }: { readonly keys: readonly KeyValue[] }, prefix: string): PrefixSet {
+  const taken = new PrefixSet();
+  for (const { key } of keys) for (const subnet of subnetsTakenBy(key.slice(prefix.length))) taken.add(subnet);
+  return taken;
+}
+
+/** Locally administered, of one station. */
+function randomMac(): string {
+  const bytes = randomBytes(6);
+  bytes[0] = (bytes[0] & 0xfc) | 2;
+  return macText(bytes);
+}
