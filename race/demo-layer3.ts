@@ -77,7 +77,7 @@ async function showCrash(from: Host, host: Host, weftd: EmbeddedWeftd): Promise<
   const back = performance.now();
   step('mv registry.away registry', 'it is back');
   let said = await readHttp(host.ns, METRICS, '/readyz');
-  while (said !== 'weftd is ready') {
+  while (said !== 'flanneld is ready') {
     if (performance.now() > back + 10_000) throw new Error(`weftd did not find the registry again: ${said}`);
     said = await readHttp(host.ns, METRICS, '/readyz');
   }

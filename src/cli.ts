@@ -3,14 +3,14 @@
 import { writeSync } from 'node:fs';
 import { parseInit } from './command-line.js';
 import { UsageError, wishOf } from './config.js';
-import { EmbeddedStore, PATIENCE } from './control/embedded-store.js';
-import { systemClock } from './host/clock.js';
+import { dockerOpts } from './docker-opts.js';
 import { SetupError } from './io/setup-error.js';
 
 const HELP = `Usage: weft <command> [options]
 
 Commands:
-  init    make the embedded registry of this machine (weft init --help)
+  init          make the embedded registry of this machine (weft init --help)
+  docker-opts   write options for Docker's daemon from what weftd found out (weft docker-opts --help)
 
 The daemon is weftd (weftd --help).
 `;
@@ -20,6 +20,9 @@ async function init(argv: readonly string[]): Promise<string> {
   if (asked.kind === 'help') return asked.text;
   if (asked.kind === 'version') throw new UsageError('weft init has no --version: weftd --version says it');
   const { config } = asked;
+  // Loaded when it is needed: nothing else here has to carry LMDB.
+  const { EmbeddedStore, PATIENCE } = await import('./control/embedded-store.js');
+  const { systemClock } = await import('./host/clock.js');
   const store = await EmbeddedStore.open(config.registryPath, systemClock(), true, PATIENCE.first);
   try {
     const { config: found, created } = await store.configure(wishOf(config), true);
@@ -36,6 +39,7 @@ async function init(argv: readonly string[]): Promise<string> {
 
 async function main([command, ...argv]: readonly string[]): Promise<string> {
   if (command === 'init') return init(argv);
+  if (command === 'docker-opts') return dockerOpts(argv, process.env);
   if (command === undefined || command === '--help' || command === '-h') return HELP;
   throw new UsageError(`unknown command ${command}: weft --help lists what there is`);
 }

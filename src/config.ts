@@ -1,6 +1,6 @@
 /**
  * Every option of weftd, once: the flag, the environment variable, the key of the JSON file, the default, the check and the
- * help all come from the table below; command-line.ts reads them.
+ * help all come from the table below, flannel's rows from flannel-options.ts; command-line.ts reads them.
  *
  * All sources give text that goes through the same check. Errors are one line: which option, its value, what is expected.
  */
@@ -9,23 +9,46 @@ import {
   type Address,
   type Cidr,
   type InterfaceAddress,
-  overlaps,
   parseAddress,
   parseCidr,
-  parseHostAddress,
   parseInterfaceAddress,
 } from './control/cidr.js';
 import { DEFAULT_PORTS, MODES, type Mode } from './control/encapsulation.js';
 import { MTU_LEAST, MTU_MOST } from './control/underlay.js';
 import type { SourceCheck } from './dataplane/settings.js';
+import {
+  FLANNEL_OPTIONS,
+  type FlannelSettings,
+  interfaceName,
+  type NOTHING_SAID,
+  UNDERLAY_OPTIONS,
+} from './flannel-options.js';
 import { MAX_SENDERS } from './io/memory.js';
 import { OFFLOAD_NAMES, parseOffloads } from './io/offloads.js';
+import {
+  eitherOf,
+  listOf,
+  needed,
+  nonEmpty,
+  type Option,
+  oneOf,
+  onePerFamily,
+  optional,
+  truth,
+  wholeNumber,
+  wrong,
+} from './option.js';
 import { VNI_MOST } from './packet/vxlan.js';
 
+export { type Option, UsageError } from './option.js';
+
 /** What the options say, each by itself. Lists by family hold at most one IPv4 and one IPv6 entry. */
-export interface Settings {
+export interface Settings extends FlannelSettings {
   readonly mode: Mode;
-  /** `static` has networks, subnets and a peers file; `embedded` none of the latter two, and networks perhaps. */
+  /**
+   * `static` has networks, subnets and a peers file; `embedded` none of the latter two, and networks perhaps; with `etcd`, etcd says
+   * it all: `mode`, `networks`, `port` and `segments` here mean nothing then.
+   */
   readonly registry: RegistryKind;
   readonly networks: readonly Cidr[];
   readonly subnets: readonly Cidr[];
@@ -37,16 +60,10 @@ export interface Settings {
   readonly registryPath: string;
   /** undefined: one named by the first underlay address. */
   readonly stateDir: string | undefined;
-  /** undefined: in the state directory; none with a static registry. */
-  readonly subnetFile: string | undefined;
-  /** Seconds. */
-  readonly leaseTtl: number;
+  /** Seconds; undefined: LEASE_TTL. */
+  readonly leaseTtl: number | undefined;
   /** Seconds. */
   readonly staleLimit: number;
-  /** Interface of the underlay; undefined: that of --public-ip, or else of the default route. */
-  readonly iface: string | undefined;
-  /** Underlay addresses; empty: the interface's. */
-  readonly publicIps: readonly Address[];
   /** undefined: what the registry says, or that of DEFAULT_PORTS. */
   readonly port: number | undefined;
   readonly peersFile: string | undefined;
@@ -97,112 +114,50 @@ export interface Segment {
   readonly mtu: number | undefined;
 }
 
+/** What is said here otherwise, or is of no use after it was checked. */
+type NotInConfig =
+  | (typeof NOTHING_SAID)[number]
+  | 'vni'
+  | 'bridge'
+  | 'addresses'
+  | 'publicIpv6'
+  | 'healthzIp'
+  | 'healthzPort'
+  | 'verbosity';
+
 /** What weftd runs with: the settings, checked together. */
-export interface Config extends Omit<Settings, 'device' | 'vni' | 'bridge' | 'addresses' | 'macsPerPeer'> {
+export interface Config extends Omit<Settings, NotInConfig> {
   /** Layer 3: the TUN device. In layer 2 each segment has its own; this is the first's. */
   readonly device: string;
   /** Layer 2: the networks, by number; at least one, at most MAX_NETWORKS. Empty in layer 3. */
   readonly segments: readonly Segment[];
   /** Most MACs learned from one peer. */
   readonly macsPerPeer: number;
+  readonly leaseTtl: number;
+  readonly forwardRules: boolean;
+  /** Where /healthz and /readyz are served, and nothing else. */
+  readonly healthAddress: { readonly host: string; readonly port: number } | undefined;
 }
 
 /** The device of layer 3 when nobody says otherwise: flannel's. */
 export const DEVICE = 'flannel0';
 /** The registry of this machine is in it, and the state of each daemon. */
 export const DIRECTORY = '/var/lib/weft';
-export const REGISTRIES = ['embedded', 'static'] as const;
+/** Where flanneld writes it, and weftd with etcd. */
+export const FLANNEL_SUBNET_FILE = '/run/flannel/subnet.env';
+export const REGISTRIES = ['embedded', 'static', 'etcd'] as const;
 export type RegistryKind = (typeof REGISTRIES)[number];
+/** In seconds, where nobody says otherwise. */
+export const LEASE_TTL: Readonly<Record<RegistryKind, number>> = { embedded: 60, static: 60, etcd: 86_400 };
 
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
-
-/** A mistake on the command line, in the environment or in the configuration file: one line, exit code 2. */
-export class UsageError extends Error {
-  constructor(message: string) {
-    super(message.replace(/\s+/g, ' ')); // JSON.parse quotes what it stumbled over, newlines and all
-    this.name = 'UsageError';
-  }
-}
-
-export interface Option<T> {
-  /** Long flag without dashes; also the key in the file and, in capitals after WEFT_, the environment variable. */
-  readonly flag: string;
-  /** Placeholder of the value in the help; undefined: a switch. */
-  readonly value?: string;
-  /** Several values: a comma list, in the file also an array, on the command line also the flag again. */
-  readonly list?: true;
-  /** As text, checked like any other; undefined: none, and `check` is told so. */
-  readonly default: string | undefined;
-  /** What `check` takes, for the error line. */
-  readonly expects: string;
-  /** Turns text into the value. Throws a RangeError that says what is wrong, or an empty one: `expects` says it. */
-  readonly check: (text: string | undefined) => T;
-  readonly help: string;
-  readonly example: string;
-}
-
-const wrong = (reason = ''): never => {
-  throw new RangeError(reason);
-};
-
-/** A check for options that may be left out. */
-const optional =
-  <T>(check: (text: string) => T) =>
-  (text: string | undefined): T | undefined =>
-    text === undefined ? undefined : check(text);
-
-/** A check for options that have a default. */
-const needed =
-  <T>(check: (text: string) => T) =>
-  (text: string | undefined): T =>
-    text === undefined ? wrong('missing') : check(text);
-
-/** A check for lists that may be left out. */
-const listOf =
-  <T>(check: (text: string) => readonly T[]) =>
-  (text: string | undefined): readonly T[] =>
-    text === undefined ? [] : check(text);
-
-const wholeNumber = (least: number, most: number) => (text: string) => {
-  const value = /^(0|[1-9]\d{0,9})$/.test(text) ? Number(text) : Number.NaN;
-  return value >= least && value <= most ? value : wrong();
-};
-
-const oneOf =
-  <T extends string>(words: readonly T[]) =>
-  (text: string): T =>
-    words.find((word) => word === text) ?? wrong();
-
-/** A check for one of two words, true for the first. */
-const eitherOf =
-  (yes: string, no: string) =>
-  (text: string): boolean =>
-    oneOf([yes, no])(text) === yes;
-
-const nonEmpty = (text: string): string => text || wrong();
-
-const onePerFamily =
-  <T extends Address | Cidr>(parse: (text: string) => T) =>
-  (text: string): readonly T[] => {
-    const items = text.split(',').map((item) => parse(item.trim()));
-    for (const [i, item] of items.entries()) {
-      const other = items.slice(0, i).find((earlier) => earlier.family === item.family);
-      if (!other) continue;
-      if ('length' in item && 'length' in other && overlaps(item, other))
-        wrong(`${other.text} and ${item.text} overlap`);
-      wrong(`${other.text} and ${item.text} are both IPv${item.family}`);
-    }
-    return items;
-  };
 
 /** A name that the kernel takes (dev_valid_name) and that means nothing else: `%` is a template, `all` a sysctl. */
 function deviceName(text: string): string {
   if (text.length > 15) wrong(`${text.length} characters long`);
   return /^[A-Za-z0-9_][A-Za-z0-9_.-]*$/.test(text) && !['all', 'default', 'lo'].includes(text) ? text : wrong();
 }
-
-const interfaceName = (text: string): string => (/^[^\s/:-][^\s/:]{0,14}$/.test(text) ? text : wrong());
 
 function hostAndPort(text: string): { host: string; port: number } | undefined {
   if (text === 'off') return undefined;
@@ -230,9 +185,9 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     flag: 'registry',
     value: 'kind',
     default: 'embedded',
-    expects: 'embedded or static',
+    expects: 'embedded, static or etcd',
     check: needed(oneOf(REGISTRIES)),
-    help: 'who tells of the other hosts, and which has which subnet: the daemons of this machine among themselves, or a peers file (the default with --peers)',
+    help: "who tells of the other hosts, and which has which subnet: embedded: the daemons of this machine among themselves; static: a peers file (the default with --peers); etcd: flannel's keys (the default with an etcd flag)",
     example: '--registry static',
   },
   networks: {
@@ -299,25 +254,16 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     default: undefined,
     expects: 'a directory',
     check: optional(nonEmpty),
-    help: `embedded: what this daemon remembers over a restart (default: ${DIRECTORY}/<public ip>)`,
+    help: `embedded, etcd: what this daemon remembers over a restart (default: ${DIRECTORY}/<public ip>)`,
     example: '--state-dir /srv/weft/node-1',
-  },
-  subnetFile: {
-    flag: 'subnet-file',
-    value: 'file',
-    default: undefined,
-    expects: 'a file',
-    check: optional(nonEmpty),
-    help: 'l3: where to write our subnet and MTU for others to read, as flannel does (default: subnet.env in --state-dir; none with a peers file)',
-    example: '--subnet-file /run/flannel/subnet.env',
   },
   leaseTtl: {
     flag: 'lease-ttl',
     value: 'seconds',
-    default: '60',
+    default: undefined,
     expects: 'seconds, 3 to 1000000',
-    check: needed(wholeNumber(3, 1_000_000)),
-    help: 'embedded: how long our subnet stays ours, and we are known to the others, after we are gone',
+    check: optional(wholeNumber(3, 1_000_000)),
+    help: `how long our subnet stays ours, and we are known to the others, after we are gone (default: ${LEASE_TTL.embedded}; etcd: ${LEASE_TTL.etcd})`,
     example: '--lease-ttl 86400',
   },
   staleLimit: {
@@ -348,25 +294,7 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     help: 'static: the peers, and who owns which subnet (l2: which networks, MACs and neighbours); read again whenever it changes',
     example: '--peers /etc/weft/peers.json',
   },
-  iface: {
-    flag: 'iface',
-    value: 'name',
-    default: undefined,
-    expects: 'the name of an interface, e.g. eth0',
-    check: optional(interfaceName),
-    help: "interface to the other hosts (default: the one with --public-ip, or the default route's)",
-    example: '--iface eth1',
-  },
-  publicIps: {
-    flag: 'public-ip',
-    value: 'address,…',
-    list: true,
-    default: undefined,
-    expects: 'at most one IPv4 and one IPv6 address of this host, e.g. 192.168.77.1,2001:db8::1',
-    check: listOf(onePerFamily(parseHostAddress)),
-    help: "address that peers send to (default: the interface's, IPv4 if it has one); one of each family to have both underlays",
-    example: '--public-ip 192.168.77.1',
-  },
+  ...UNDERLAY_OPTIONS,
   port: {
     flag: 'port',
     value: 'number',
@@ -552,7 +480,7 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     flag: 'keep-device',
     default: 'false',
     expects: 'true or false',
-    check: (text) => oneOf(['true', 'false'] as const)(text ?? 'false') === 'true',
+    check: needed(truth),
     help: 'leave the device and its routes when stopped, so that the next start takes them over',
     example: '--keep-device',
   },
@@ -565,7 +493,10 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     help: 'JSON file with any of these options, named as the flags are, without dashes in front; in layer 2 also "networks"',
     example: '--config /etc/weft/weftd.json',
   },
+  ...FLANNEL_OPTIONS,
 };
+
+export const OPTION_KEYS = Object.keys(OPTIONS) as readonly (keyof Settings)[];
 
 /** What the options say of the embedded registry's configuration. */
 export const wishOf = (config: Config): ConfigWish => ({

@@ -1,9 +1,11 @@
 /** Every option from every source, in the order of precedence, and every check with the line that it gives. */
 import t from 'tap';
 import { environmentName, parseConfig, parseInit } from '../src/command-line.js';
-import { type Config, OPTIONS, type Settings, UsageError } from '../src/config.js';
+import { type Config, OPTIONS, type Option, type Settings, UsageError } from '../src/config.js';
 import { parsePeers } from '../src/control/static-registry.js';
+import { type NOTHING_SAID, OF_ETCD } from '../src/flannel-options.js';
 import { ALL_OFFLOADS, OFFLOADS } from '../src/io/offloads.js';
+import { SetupError } from '../src/io/setup-error.js';
 
 const noFile = (path: string): string => {
   throw new Error(`unexpected read of ${path}`);
@@ -28,11 +30,28 @@ function complaint(argv: readonly string[], env: Record<string, string> = {}, re
   return 'nothing was wrong';
 }
 
+/** The configuration, or the line that a mistake gives. */
+function outcome(argv: readonly string[], env: Record<string, string> = {}): Config | string {
+  try {
+    return run(argv, env);
+  } catch (error) {
+    return String(error);
+  }
+}
+
 t.test('defaults', async (t) => {
   const config = run(BASE);
   t.match(config, {
-    iface: undefined,
+    ifaces: [],
+    ifaceRegexes: [],
+    ifaceCanReach: undefined,
     publicIps: [],
+    ipMasq: false,
+    ipMasqRandomFully: true,
+    rulesResync: 5,
+    forwardRules: false,
+    blackholeRoute: false,
+    healthAddress: undefined,
     registry: 'static',
     port: undefined,
     peersFile: 'peers.json',
@@ -60,7 +79,7 @@ t.test('every option has what it needs', async (t) => {
   const help = parseConfig(['--help'], {}, noFile);
   if (help.kind !== 'help') throw new Error('no help');
   const words = help.text.replace(/\s+/g, ' ');
-  for (const option of Object.values(OPTIONS)) {
+  for (const option of Object.values<Option<unknown>>(OPTIONS)) {
     t.ok(words.includes(`--${option.flag}`), `${option.flag} is in the help`);
     t.ok(words.includes(option.help), `${option.flag} has its help there`);
     t.ok(words.includes(option.example), `${option.flag} has its example there`);
@@ -70,10 +89,10 @@ t.test('every option has what it needs', async (t) => {
     if (option.default !== undefined)
       t.doesNotThrow(() => option.check(option.default), `the default of ${option.flag}`);
     // The example is taken, and a value that is wrong for every option is not.
-    const [flag, ...value] = option.example.split(' ');
+    const [flag, ...value] = option.example.split(/[ =]/);
     t.equal(flag, `--${option.flag}`);
     t.doesNotThrow(() => option.check(value[0] ?? 'true'), `the example of ${option.flag}`);
-    t.throws(() => option.check(''), RangeError, `${option.flag} is checked`);
+    if (option.expects !== 'nothing') t.throws(() => option.check(''), RangeError, `${option.flag} is checked`);
   }
 });
 
@@ -90,6 +109,7 @@ t.test('a flag goes before the environment, that before the file, that before th
 });
 
 const ONLY_EMBEDDED = new Set<string>(['subnetLengths', 'subnetMins', 'subnetMaxs']);
+const ONLY_ETCD = new Set<string>([...OF_ETCD, 'renewMargin']);
 const ONLY_L2 = new Set<string>([
   'mode',
   'vni',
@@ -105,8 +125,17 @@ const ONLY_L2 = new Set<string>([
 
 const L2 = ['--mode', 'l2', '--vni', '42'];
 
+/** Of these the configuration has another name, or nothing. */
+type Elsewhere =
+  | 'configFile'
+  | 'publicIpv6'
+  | 'healthzIp'
+  | 'healthzPort'
+  | 'verbosity'
+  | (typeof NOTHING_SAID)[number];
+
 t.test('each option by each source', async (t) => {
-  const cases: Record<Exclude<keyof Settings, 'configFile'>, [text: string, json: unknown, expected: unknown]> = {
+  const cases: Record<Exclude<keyof Settings, Elsewhere>, [text: string, json: unknown, expected: unknown]> = {
     networks: ['10.0.0.0/8,fd00::/32', ['10.0.0.0/8', 'fd00::/32'], ['10.0.0.0/8', 'fd00::/32']],
     registry: ['static', 'static', 'static'],
     subnetLengths: ['26,80', ['26', 80], [26, 80]],
@@ -119,7 +148,9 @@ t.test('each option by each source', async (t) => {
     leaseTtl: ['86400', 86_400, 86_400],
     staleLimit: ['0', 0, 0],
     subnets: ['10.5.3.0/24', '10.5.3.0/24', ['10.5.3.0/24']],
-    iface: ['eth7', 'eth7', 'eth7'],
+    ifaces: ['eth7,192.168.77.1', ['eth7', '192.168.77.1'], ['eth7', '192.168.77.1']],
+    ifaceRegexes: ['^(eth|ens){1,2}', '^(eth|ens){1,2}', ['^(eth|ens){1,2}']],
+    ifaceCanReach: ['192.0.2.9', '192.0.2.9', '192.0.2.9'],
     publicIps: ['192.0.2.1,2001:DB8::1', ['192.0.2.1', '2001:db8::1'], ['192.0.2.1', '2001:db8::1']],
     port: ['9000', 9000, 9000],
     peersFile: ['/p', '/p', '/p'],
@@ -144,23 +175,57 @@ t.test('each option by each source', async (t) => {
     workers: ['8', 8, 8],
     logLevel: ['debug', 'debug', 'debug'],
     keepDevice: ['true', true, true],
+    etcdEndpoints: [
+      'https://a.example:2379,http://[::1]:4001/',
+      ['https://a.example:2379', 'http://[::1]:4001'],
+      ['https://a.example:2379', 'http://[::1]:4001'],
+    ],
+    etcdPrefix: ['/a//b/', '/a/b', '/a/b'],
+    etcdKeyFile: ['/k', '/k', '/k'],
+    etcdCertFile: ['/c', '/c', '/c'],
+    etcdCaFile: ['/ca', '/ca', '/ca'],
+    etcdUsername: ['u', 'u', 'u'],
+    etcdPassword: ['p w', 'p w', 'p w'],
+    renewMargin: ['1439', 1439, 1439],
+    ipMasq: ['T', true, true],
+    ipMasqRandomFully: ['TRUE', true, false],
+    forwardRules: ['1', true, true],
+    rulesResync: ['60', 60, 60],
+    blackholeRoute: ['true', true, true],
+  };
+  const alone: Record<string, readonly string[]> = {
+    etcdKeyFile: ['--etcd-certfile', '/c'],
+    etcdCertFile: ['--etcd-keyfile', '/k'],
+    etcdUsername: ['--etcd-password', 'p'],
+    etcdPassword: ['--etcd-username', 'u'],
   };
   const EMBEDDED = ['--network', '10.5.0.0/16,fd00:5::/48'];
   for (const [key, [text, json, expected]] of Object.entries(cases)) {
     const name = key as keyof typeof cases;
-    const base = ONLY_EMBEDDED.has(name) ? EMBEDDED : ONLY_L2.has(name) ? L2 : BASE;
-    const { flag, value } = OPTIONS[name];
+    const etcd = ['--registry', 'etcd', ...(alone[name] ?? [])];
+    const base = ONLY_EMBEDDED.has(name) ? EMBEDDED : ONLY_L2.has(name) ? L2 : ONLY_ETCD.has(name) ? etcd : BASE;
+    const { flag, value, flannel }: Option<unknown> = OPTIONS[name];
     const seen = (config: Config): unknown => {
       const all: { readonly [key in keyof Settings]?: unknown } = { ...config, ...config.segments[0] };
       const found = all[name];
-      return Array.isArray(found)
-        ? found.map((one: number | { text: string }) => (typeof one === 'number' ? one : one.text))
-        : found;
+      const plain = (one: unknown): unknown =>
+        typeof one === 'object' && one !== null && 'text' in one ? one.text : one;
+      return Array.isArray(found) ? found.map(plain) : plain(found);
     };
     const subnet6 = name === 'networks' ? ['--subnet', 'fd00::/64'] : [];
     const argv = [...base, ...subnet6].filter((_, i, all) => all[i] !== `--${flag}` && all[i - 1] !== `--${flag}`);
-    t.same(seen(run([...argv, `--${flag}`, ...(value ? [text] : [])])), expected, `--${flag}`);
+    for (const dashes of ['-', '--']) {
+      const way = `${dashes}${flag}`;
+      t.same(seen(run([...argv, `${way}=${text}`])), expected, `${way}=`);
+      if (value) t.same(seen(run([...argv, way, text])), expected, way);
+      else t.same(seen(run([...argv, way])), expected, way);
+      if (!value) t.not(seen(run([...argv, `${way}=false`])), expected, `${way}=false`);
+      if (!value) t.throws(() => run([...argv, way, 'false']), /^too many arguments: 'false'/, `${way} false`);
+    }
     t.same(seen(run(argv, { [environmentName(flag)]: text })), expected, environmentName(flag));
+    const variable = environmentName(flag, 'FLANNELD');
+    if (flannel) t.same(seen(run(argv, { [variable]: text })), expected, variable);
+    else t.same(outcome(argv, { [variable]: text }), outcome(argv), `there is no ${variable}`);
     const file = (): string => JSON.stringify({ [flag]: json });
     t.same(seen(run([...argv, '--config', 'f'], {}, file)), expected, `"${flag}" in the file`);
   }
@@ -178,7 +243,11 @@ t.test('lists may be repeated flags', async (t) => {
 t.test('a mistake gives one line', async (t) => {
   const cases: [what: string, argv: string[], expected: RegExp][] = [
     ['unknown option', ['--frobnicate'], /^unknown option '--frobnicate'/],
-    ['argument', ['up'], /^too many arguments/],
+    ['argument', ['up'], /^too many arguments: 'up': weftd --help/],
+    ['argument after the flags', ['--', '--port', '1'], /^too many arguments: '--port'/],
+    ['three dashes', ['---port', '1'], /^'---port' is not a flag/],
+    ['unknown option, as in Go', ['-frobnicate=1'], /^unknown option '-frobnicate': weftd --help/],
+    ['a value that looks like a flag', ['-public-ip', '-x'], /^--public-ip: "-x" is not an IP address/],
     ['no value', ['--port'], /argument missing/],
     ['port too large', ['--port', '65536'], /^--port "65536": expected a port, 1 to 65535$/],
     ['port zero', ['--port', '0'], /^--port "0": expected/],
@@ -218,7 +287,7 @@ t.test('a mistake gives one line', async (t) => {
     ['metrics without brackets', ['--metrics-address', '::1:9469'], /^--metrics-address "::1:9469"/],
     ['log level', ['--log-level', 'loud'], /^--log-level "loud": expected trace,/],
     ['switch', ['--keep-device=maybe'], /keep-device/],
-    ['registry', ['--registry', 'zookeeper'], /^--registry "zookeeper": expected embedded or static$/],
+    ['registry', ['--registry', 'zookeeper'], /^--registry "zookeeper": expected embedded, static or etcd$/],
     ['backend', ['--backend', 'vxlan'], /^--backend "vxlan": expected udp$/],
     ['lease too short', ['--lease-ttl', '2'], /^--lease-ttl "2": expected seconds, 3 to 1000000$/],
     ['stale limit', ['--stale-limit', '1d'], /^--stale-limit "1d": expected seconds/],
@@ -278,6 +347,287 @@ t.test('the embedded registry, which is the default', async (t) => {
   }
 });
 
+const ETCD = ['--registry', 'etcd'];
+const KEYS = {
+  FLANNELD_ETCD_ENDPOINTS: 'https://10.0.0.1:2379',
+  FLANNELD_ETCD_CERTFILE: '/c.pem',
+  FLANNELD_ETCD_KEYFILE: '/k.pem',
+  FLANNELD_ETCD_CAFILE: '/ca.pem',
+};
+
+t.test('etcd: defaults, which are those of flannel', async (t) => {
+  t.match(run(ETCD), {
+    registry: 'etcd',
+    etcdEndpoints: ['http://127.0.0.1:4001', 'http://127.0.0.1:2379'],
+    etcdPrefix: '/coreos.com/network',
+    etcdKeyFile: undefined,
+    etcdCertFile: undefined,
+    etcdCaFile: undefined,
+    etcdUsername: undefined,
+    etcdPassword: undefined,
+    ifaces: [],
+    ifaceRegexes: [],
+    ifaceCanReach: undefined,
+    publicIps: [],
+    subnetFile: '/run/flannel/subnet.env',
+    leaseTtl: 86_400,
+    renewMargin: 60,
+    ipMasq: false,
+    ipMasqRandomFully: true,
+    rulesResync: 5,
+    forwardRules: true,
+    blackholeRoute: false,
+    healthAddress: undefined,
+    logLevel: 'info',
+    segments: [],
+  });
+  t.match(run([...ETCD, '--lease-ttl', '90', '--subnet-file', '/f', '--iptables-forward-rules=false']), {
+    leaseTtl: 90,
+    subnetFile: '/f',
+    forwardRules: false,
+  });
+});
+
+t.test('the flags and the environment of a flanneld', async (t) => {
+  const flags = [
+    '-etcd-endpoints=http://10.0.0.1:2379,http://10.0.0.2:2379',
+    '-etcd-prefix=/kube-centos/network/',
+    '-iface=eth0',
+    '--iface=10.0.0.7',
+    '-iface-regex=^ens{1,2}',
+    '-iface-regex=[[:digit:]],x',
+    '-public-ip=10.0.0.7',
+    '-public-ipv6=2001:DB8::7',
+    '-ip-masq',
+    '-ip-masq-fully-random-disable=t',
+    '-iptables-forward-rules=0',
+    '-healthz-ip=',
+    '-healthz-port=8471',
+    '-kube-subnet-mgr=false',
+    '-v=10',
+    '-vmodule=main=2',
+    '-log_backtrace_at=',
+    '-etcd-cafile=',
+  ];
+  t.match(run(flags), {
+    registry: 'etcd',
+    etcdEndpoints: ['http://10.0.0.1:2379', 'http://10.0.0.2:2379'],
+    etcdPrefix: '/kube-centos/network',
+    etcdCaFile: undefined,
+    ifaces: ['eth0', '10.0.0.7'],
+    ifaceRegexes: ['^ens{1,2}', '[0-9],x'],
+    publicIps: [{ text: '10.0.0.7' }, { text: '2001:db8::7' }],
+    ipMasq: true,
+    ipMasqRandomFully: false,
+    forwardRules: false,
+    healthAddress: { host: '0.0.0.0', port: 8471 },
+    logLevel: 'debug',
+  });
+  const environment = Object.fromEntries(
+    flags.map((flag) => {
+      const [, name, value = 'true'] = /^--?([^=]*)=?(.*)$/.exec(flag) ?? [];
+      return [environmentName(name, 'FLANNELD'), value];
+    }),
+  );
+  t.match(run([], { ...environment, FLANNELD_IFACE: 'eth0', FLANNELD_IP_MASQ: '1' }), {
+    registry: 'etcd',
+    ifaces: ['eth0'],
+    ipMasq: true,
+    etcdPrefix: '/kube-centos/network',
+    logLevel: 'debug',
+  });
+  t.match(run(['-etcd-endpoints=http://a:1', '-etcd-endpoints=http://b:2']).etcdEndpoints, ['http://b:2']);
+  t.same(run(['-etcd-endpoints', 'a:1,http://b:2']).etcdEndpoints, ['http://a:1', 'http://b:2'], 'without a scheme');
+  t.same(
+    run(ETCD, { ...KEYS, FLANNELD_ETCD_ENDPOINTS: 'a:1' }).etcdEndpoints,
+    ['https://a:1'],
+    'and with a certificate',
+  );
+  t.match(run(ETCD, { ...KEYS, FLANNELD_ETCD_CERTFILE: '', FLANNELD_ETCD_KEYFILE: '' }), { etcdCaFile: '/ca.pem' });
+  t.equal(run([...ETCD, '-v', '1', '--log-level', 'warn']).logLevel, 'warn');
+  t.match(run(['-healthz-port', '1', '-healthz-ip', 'localhost']).healthAddress, { host: '127.0.0.1', port: 1 });
+  t.match(run(['-public-ipv6', 'fd00::1', '-public-ip', 'fd00::1']).publicIps, [{ text: 'fd00::1' }]);
+});
+
+t.test('a flag goes before WEFT_, that before FLANNELD_, that before the file', async (t) => {
+  const file = (): string => JSON.stringify({ 'etcd-prefix': '/file', 'public-ip': '10.0.0.4', 'iptables-resync': 4 });
+  const argv = ['--config', 'f'];
+  const prefix = (more: readonly string[], env: Record<string, string>): string =>
+    run([...argv, ...more], env, file).etcdPrefix;
+  const flanneld = { FLANNELD_ETCD_PREFIX: '/flanneld' };
+  const both = { ...flanneld, WEFT_ETCD_PREFIX: '/weft' };
+  t.equal(prefix(['-etcd-prefix', '/flag'], both), '/flag');
+  t.equal(prefix([], both), '/weft');
+  t.equal(prefix([], flanneld), '/flanneld');
+  t.equal(prefix([], {}), '/file');
+  t.equal(run(argv, {}, file).registry, 'etcd', 'a key of the file names etcd too');
+  t.same(
+    run([...argv, '-public-ip='], { FLANNELD_PUBLIC_IP: '10.0.0.3' }, file).publicIps,
+    [],
+    'set to nothing is set',
+  );
+});
+
+t.test('which registry', async (t) => {
+  t.equal(run([], KEYS).registry, 'etcd');
+  t.equal(run(['-etcd-prefix', '/p']).registry, 'etcd');
+  t.equal(run([], { WEFT_ETCD_USERNAME: 'u', WEFT_ETCD_PASSWORD: 'p' }).registry, 'etcd');
+  t.equal(run(['-iface', 'eth0', '-ip-masq'], { FLANNELD_PUBLIC_IP: '10.0.0.7' }).registry, 'embedded');
+  for (const [argv, registry] of [
+    [BASE, 'static'],
+    [['--registry', 'embedded'], 'embedded'],
+  ] as const) {
+    t.match(run(argv, { ...KEYS, FLANNELD_SUBNET_LEASE_RENEW_MARGIN: 'x' }), {
+      registry,
+      etcdCertFile: undefined,
+      renewMargin: 60,
+    });
+    t.match(complaint(['--registry', registry, ...argv, '-etcd-prefix=/p']), /^--etcd-prefix: is for --registry etcd/);
+    t.match(complaint(['--registry', registry, ...argv], { WEFT_ETCD_CAFILE: '/ca' }), /^WEFT_ETCD_CAFILE: is for/);
+  }
+  t.match(
+    complaint(['-subnet-lease-renew-margin=90']),
+    /^--subnet-lease-renew-margin: is for --registry etcd: give that/,
+  );
+  t.match(run(L2, { FLANNELD_IP_MASQ: 'true', FLANNELD_SUBNET_FILE: '/f' }), { ipMasq: false, subnetFile: undefined });
+  t.match(run(BASE, { FLANNELD_IP_MASQ: 'true', FLANNELD_SUBNET_FILE: '/f' }), { ipMasq: true, subnetFile: '/f' });
+});
+
+t.test('etcd: what its configuration says is not said here', async (t) => {
+  for (const [flag, text] of [
+    ['mode', 'l3'],
+    ['network', '10.5.0.0/16'],
+    ['subnet', '10.5.1.0/24'],
+    ['subnet-len', '24'],
+    ['subnet-min', '10.5.1.0'],
+    ['subnet-max', '10.5.9.0'],
+    ['backend', 'udp'],
+    ['port', '8285'],
+    ['vni', '1'],
+    ['bridge', 'br0'],
+    ['address', '10.7.0.1/24'],
+  ]) {
+    const hint = (where: string, because: string): string =>
+      `${where}: the configuration in etcd says it, and etcd is the registry (${because}): leave it out`;
+    t.equal(complaint([...ETCD, `-${flag}`, text]), hint(`--${flag}`, '--registry'));
+    const variable = environmentName(flag);
+    t.equal(complaint([], { ...KEYS, [variable]: text }), hint(variable, 'FLANNELD_ETCD_ENDPOINTS'));
+    const file = (): string => JSON.stringify({ [flag]: text });
+    t.equal(
+      complaint(['-config', 'f', '-etcd-prefix', '/p'], {}, file),
+      hint(`config file f: "${flag}"`, '--etcd-prefix'),
+    );
+  }
+  const networks = (): string => '{"networks":[{"vni":1}]}';
+  t.match(
+    complaint(['-config', 'f', ...ETCD], {}, networks),
+    /^config file f: "networks": the configuration in etcd says/,
+  );
+  t.match(
+    complaint(['--peers', 'p', '-etcd-prefix', '/p']),
+    /^--peers: is for --registry static, and etcd is the registry/,
+  );
+  t.match(complaint([...ETCD, '--registry-path', '/r']), /^--registry-path: is for --registry embedded, and etcd is/);
+  t.match(
+    run([...ETCD, '--mac-age', '60', '--source-ports', '8', '--unknown-unicast', 'drop', '--storm-limit', 'off']),
+    {
+      macAge: 60,
+      sourcePorts: 8,
+    },
+  );
+  t.match(run([...ETCD, '--source-check', 'strict', '--mtu', '1400', '--device', 'x', '--state-dir', '/s']), {
+    mtu: 1400,
+  });
+});
+
+t.test('etcd: mistakes', async (t) => {
+  const cases: [argv: string[], expected: RegExp][] = [
+    [['-etcd-endpoints='], /^--etcd-endpoints: "" is not an endpoint: expected http:\/\/ or https:/],
+    [['-etcd-endpoints=ftp://a:1'], /"ftp:\/\/a:1" is not an endpoint/],
+    [['-etcd-endpoints=http://a'], /"http:\/\/a" is not an endpoint/],
+    [['-etcd-endpoints=http://a:1/v2'], /is not an endpoint/],
+    [['-etcd-endpoints=http://u:p@a:1'], /is not an endpoint/],
+    [['-etcd-endpoints=http://a:1,'], /"" is not an endpoint/],
+    [['-etcd-endpoints=http://a:65536'], /has no port from 1 to 65535/],
+    [['-etcd-endpoints=http://300.0.0.1:1'], /"300\.0\.0\.1" is not an IP address/],
+    [['-etcd-endpoints=http://[a]:1'], /"a" is not an IP address/],
+    [['-etcd-prefix='], /^--etcd-prefix "": expected a key/],
+    [['-etcd-certfile=/c'], /^--etcd-certfile: expected --etcd-keyfile with it$/],
+    [['-etcd-keyfile=/k', '-etcd-certfile='], /^--etcd-keyfile: expected --etcd-certfile with it$/],
+    [['-etcd-username=u'], /^--etcd-username: expected --etcd-password with it$/],
+    [['-etcd-password=p'], /^--etcd-password: expected --etcd-username with it$/],
+    [[...ETCD, '-ip-masq=yes'], /^--ip-masq "yes": expected true or false$/],
+    [[...ETCD, '-iptables-resync=0'], /^--iptables-resync "0": expected seconds, 1 to/],
+    [[...ETCD, '-healthz-port=65536'], /^--healthz-port "65536": expected a port/],
+    [[...ETCD, '-healthz-ip=all'], /^--healthz-ip: "all" is not an IP address/],
+    [[...ETCD, '-iface='], /^--iface "": expected names or addresses/],
+    [[...ETCD, '-iface=10.0.0.300'], /^--iface: "10\.0\.0\.300" is not an IP address/],
+    [[...ETCD, '-iface-regex=('], /^--iface-regex "\(": .*: expected a regular expression/],
+    [[...ETCD, '-iface-regex=(?i)eth'], /^--iface-regex "\(\?i\)eth": groups of/],
+    [[...ETCD, '-iface-can-reach=eth0'], /^--iface-can-reach: "eth0" is not an IP address/],
+    [[...ETCD, '-public-ipv6=10.0.0.7'], /^--public-ipv6: "10\.0\.0\.7" is an IPv4 address: expected an IPv6/],
+    [
+      [...ETCD, '-public-ipv6=fd00::1', '-public-ip=fd00::2'],
+      /^--public-ipv6 fd00::1: --public-ip names fd00::2 already/,
+    ],
+    [[...ETCD, '-subnet-lease-renew-margin=1h'], /^--subnet-lease-renew-margin "1h": expected minutes, 1 to 1439$/],
+    [[...ETCD, '-v=high'], /^--v "high": expected a number/],
+  ];
+  for (const [argv, expected] of cases) {
+    const line = complaint(argv);
+    t.match(line, expected, argv.join(' '));
+    t.notMatch(line, /\n/);
+  }
+  t.match(
+    complaint([], { ...KEYS, FLANNELD_ETCD_KEYFILE: '' }),
+    /^FLANNELD_ETCD_CERTFILE: expected --etcd-keyfile with it/,
+  );
+  t.match(complaint(ETCD, { FLANNELD_IP_MASQ: 'yes' }), /^FLANNELD_IP_MASQ "yes": expected true or false$/);
+});
+
+t.test("flannel's flags of what is not there yet", async (t) => {
+  const refused = (argv: string[], env = {}, expected: RegExp, code = 'NOT_SUPPORTED'): void => {
+    try {
+      run(argv, env);
+      t.fail(`${argv.join(' ')} is taken`);
+    } catch (error) {
+      t.ok(error instanceof SetupError);
+      t.match(error, { message: expected, code });
+      t.notMatch(String(error), /\n/);
+    }
+  };
+  const kubernetes: [flag: string, standard: string, other: string][] = [
+    ['kube-subnet-mgr', 'false', 'true'],
+    ['kube-api-url', '', 'https://10.0.0.1'],
+    ['kubeconfig-file', '', '/k'],
+    ['kube-annotation-prefix', 'flannel.alpha.coreos.com', 'example.com'],
+    ['net-config-path', '/etc/kube-flannel/net-conf.json', '/n.json'],
+    ['set-node-network-unavailable', 'true', 'false'],
+  ];
+  for (const [flag, standard, other] of kubernetes) {
+    t.doesNotThrow(() => run([...ETCD, `-${flag}=${standard}`]), `${flag}: flannel's default`);
+    refused([...ETCD, `-${flag}=${other}`], {}, new RegExp(`^--${flag} "${other}": Weft does not do Kubernetes yet`));
+    const variable = environmentName(flag, 'FLANNELD');
+    refused(ETCD, { [variable]: other }, new RegExp(`^${variable} "${other}": Weft does not do Kubernetes yet`));
+  }
+  refused(['-kube-subnet-mgr'], {}, /^--kube-subnet-mgr "true": /);
+  t.match(complaint([...ETCD, '-kube-subnet-mgr=no']), /^--kube-subnet-mgr "no": expected true or false$/);
+  for (const minutes of ['0', '1440', '-5', '100000']) {
+    refused(
+      [...ETCD, '-subnet-lease-renew-margin', minutes],
+      {},
+      /^--subnet-lease-renew-margin "-?\d+": expected minutes, 1 to 1439$/,
+      'RENEW_MARGIN',
+    );
+  }
+});
+
+t.test('layer 2: host rules are for layer 3', async (t) => {
+  for (const flag of ['ip-masq', 'iptables-forward-rules', 'ip-blackhole-route', 'iptables-resync=9']) {
+    t.match(complaint([...L2, `--${flag}`]), new RegExp(`^--${flag.split('=')[0]}: is for --mode l3`));
+  }
+});
+
 t.test('weft init', async (t) => {
   const asked = parseInit(['--network', '10.5.0.0/16', '--registry-path', '/r'], { WEFT_SUBNET_LEN: '26' });
   t.match(asked, { kind: 'run', config: { registryPath: '/r', subnetLengths: [26] } });
@@ -289,8 +639,14 @@ t.test('weft init', async (t) => {
   t.throws(() => parseInit(['--peers', 'p'], {}), /unknown option '--peers': weft init --help/);
 });
 
-t.test('version', async (t) => {
-  t.same(parseConfig(['--version'], {}, noFile), { kind: 'version' });
+t.test('version and help', async (t) => {
+  const kind = (...argv: string[]): string => parseConfig(argv, {}, noFile).kind;
+  for (const flag of ['--version', '-version', '-V', '--version=1']) {
+    t.same(parseConfig([flag], {}, noFile), { kind: 'version' }, flag);
+  }
+  for (const flag of ['--help', '-help', '-h', '--h']) t.equal(kind(flag, 'and more'), 'help', flag);
+  t.equal(kind('-version=false', '-help=0'), 'run');
+  t.throws(() => kind('-version=no'), /^--version "no": expected true or false$/);
 });
 
 t.test('layer 2: one network by options', async (t) => {

@@ -2,6 +2,7 @@
 
 // Sources: asm-generic/socket.h, linux/in.h, in6.h, udp.h, poll.h, fcntl.h
 
+export const AF_UNIX = 1;
 export const AF_INET = 2;
 export const AF_INET6 = 10;
 export const SOCK_DGRAM_NONBLOCK_CLOEXEC = 2 | 0o4000 | 0o2000000;

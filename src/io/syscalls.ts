@@ -35,6 +35,7 @@ const c = {
   bind: define('int bind(int fd, uint8_t *address, unsigned int length)'),
   setsockopt: define('int setsockopt(int fd, int level, int name, uint8_t *value, unsigned int length)'),
   getsockopt: define('int getsockopt(int fd, int level, int name, uint8_t *value, uint8_t *length)'),
+  sendto: define('int sendto(int fd, uint8_t *bytes, uint64_t length, int flags, uint8_t *to, unsigned int toLength)'),
   ioctl: define('int ioctl(int fd, uint64_t request, uint8_t *argument)'),
   ioctlValue: define('int ioctl(int fd, uint64_t request, uint64_t argument)'),
   eventfd: define('int eventfd(unsigned int initial, int flags)'),
@@ -70,6 +71,9 @@ export const socket = (family: number, type: number, protocol: number): number =
   orErrno(c.socket(family, type, protocol));
 /** bind(2) to a struct sockaddr. */
 export const bind = (fd: number, address: Uint8Array): number => orErrno(c.bind(fd, address, address.length));
+/** sendto(2) of one datagram, never blocking, to a struct sockaddr: bytes sent, or -errno. */
+export const sendto = (fd: number, bytes: Uint8Array, to: Uint8Array): number =>
+  orErrno(c.sendto(fd, bytes, bytes.length, MSG_DONTWAIT, to, to.length));
 /** setsockopt(2) with an int value. */
 export const setsockopt = (fd: number, level: number, name: number, value: number): number =>
   orErrno(c.setsockopt(fd, level, name, new Uint8Array(Int32Array.of(value).buffer), 4));

@@ -1,6 +1,7 @@
 /**
- * The HTTP endpoint: /metrics, /healthz, /readyz, /v1/macs, /v1/neighbours, nothing else. Whoever can reach it may be hostile, so all is bounded:
- * connections, header bytes, time to send a request, time to keep a connection; and only GET is answered.
+ * The HTTP endpoints: /metrics, /healthz, /readyz, /v1/macs, /v1/neighbours, nothing else; where flannel has its own, /healthz and
+ * /readyz alone. Whoever can reach them may be hostile, so all is bounded: connections, header bytes, time to send a request, time
+ * to keep a connection; and only GET is answered (of /healthz and /readyz HEAD too, which some probes send).
  */
 import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
@@ -13,20 +14,38 @@ const TIMEOUT = 5000;
 const ANSWER_TIMEOUTS = 4;
 const JSON_TYPE = 'application/json';
 
-export interface HttpOptions {
+/** What both kinds of endpoint need. */
+interface Listener {
   readonly host: string;
   /** 0: any that is free. */
   readonly port: number;
-  /** Text of /metrics and its content type. */
-  readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
-  /** Texts of /v1/macs and /v1/neighbours, JSON. */
-  readonly tables: { macs(): Promise<string>; neighbours(): Promise<string> };
   readonly ready: () => Readiness;
   /** Milliseconds; tests shorten it. */
   readonly timeout?: number;
 }
 
-/** What /readyz says: 200 or 503, and a line of text. */
+/** /healthz and /readyz alone, so that they can be open to all. */
+export interface HealthOptions extends Listener {
+  readonly only: 'health';
+}
+
+export interface AllOptions extends Listener {
+  readonly only?: undefined;
+  /** Text of /metrics and its content type. */
+  readonly metrics: { readonly contentType: string; metrics(): Promise<string> };
+  /** Texts of /v1/macs and /v1/neighbours, JSON. */
+  readonly tables: { macs(): Promise<string>; neighbours(): Promise<string> };
+}
+
+export type HttpOptions = HealthOptions | AllOptions;
+
+/** What /healthz says, byte for byte as flannel: probes compare it. */
+export const HEALTHY = 'flanneld is running';
+/** What /readyz begins with; what more there is to say may follow where we are ready. */
+export const READY = 'flanneld is ready';
+export const NOT_READY = 'flanneld is not ready yet';
+
+/** What /readyz says: 200 or 503, and the text: READY, perhaps with more, NOT_READY, or why nothing is forwarded. */
 export interface Readiness {
   readonly ready: boolean;
   readonly text: string;
@@ -69,7 +88,7 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
   );
   server.maxConnections = MOST_CONNECTIONS;
   return new Promise((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(error, host, port)));
+    server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(error, options)));
     server.listen({ host, port, exclusive: true }, () => {
       server.removeAllListeners('error').on('error', () => {});
       resolve({ port: portOf(server), close: () => close(server) });
@@ -82,17 +101,20 @@ async function answer(method: string, path: string, response: ServerResponse, op
     const body = Buffer.from(text);
     response.writeHead(code, { 'content-type': type, 'content-length': body.length }).end(body);
   };
-  if (method !== 'GET') {
+  const health = path === '/healthz' || path === '/readyz';
+  if (method !== 'GET' && !(health && method === 'HEAD')) {
     // What was sent along is not read: the connection ends with the answer.
-    response.setHeader('allow', 'GET').setHeader('connection', 'close');
+    response.setHeader('allow', health ? 'GET, HEAD' : 'GET').setHeader('connection', 'close');
     say(405, 'only GET\n');
-  } else if (path === '/metrics') {
-    say(200, await options.metrics.metrics(), options.metrics.contentType);
   } else if (path === '/healthz') {
-    say(200, 'weftd is running\n');
+    say(200, HEALTHY);
   } else if (path === '/readyz') {
     const { ready, text } = options.ready();
-    say(ready ? 200 : 503, `${text}\n`);
+    say(ready ? 200 : 503, text);
+  } else if (options.only === 'health') {
+    say(404, 'there are /healthz and /readyz\n');
+  } else if (path === '/metrics') {
+    say(200, await options.metrics.metrics(), options.metrics.contentType);
   } else if (path === '/v1/macs') {
     say(200, `${await options.tables.macs()}\n`, JSON_TYPE);
   } else if (path === '/v1/neighbours') {
@@ -102,13 +124,16 @@ async function answer(method: string, path: string, response: ServerResponse, op
   }
 }
 
-function refusal(error: NodeJS.ErrnoException, host: string, port: number): SetupError {
+function refusal(error: NodeJS.ErrnoException, { host, port, only }: HttpOptions): SetupError {
   const where = host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
   if (error.code === 'EADDRINUSE') {
-    return new SetupError('METRICS_PORT_IN_USE', `${where} is in use: choose another --metrics-address`);
+    const flag = only === 'health' ? '--healthz-port' : '--metrics-address';
+    const code = only === 'health' ? 'HEALTHZ_PORT_IN_USE' : 'METRICS_PORT_IN_USE';
+    return new SetupError(code, `${where} is in use: choose another ${flag}`);
   }
   if (error.code === 'EADDRNOTAVAIL') {
-    return new SetupError('NO_ADDRESS', `${host} is not an address of this host: choose another --metrics-address`);
+    const flag = only === 'health' ? '--healthz-ip' : '--metrics-address';
+    return new SetupError('NO_ADDRESS', `${host} is not an address of this host: choose another ${flag}`);
   }
   return new SetupError('NO_HTTP', `cannot listen on ${where}: ${error.message}`);
 }

@@ -84,7 +84,7 @@ else {
       t.ok(Math.abs(off - expected) < NEAR_MS, `${to}: its clock is really ${Math.round(off / 1000)} s from ours`);
       t.ok(Math.abs(await offset(steady)) < NEAR_MS, `${to}: the other's is not`);
       const ready = await readyz(moved);
-      t.same([ready.code, ready.text], [200, 'weftd is ready'], `${to}: /readyz`);
+      t.same([ready.code, ready.text], [200, 'flanneld is ready'], `${to}: /readyz`);
     }
     const { sent } = await left.stop();
     const { received, missing } = await right.countedUpTo(sent);

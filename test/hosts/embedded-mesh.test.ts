@@ -90,7 +90,7 @@ else {
     t.equal(metrics.staleSince, 0, 'nothing is stale');
     t.equal(metrics.routes, COUNT - 1, 'a route to each');
     t.ok((metrics.leaseSecondsLeft ?? 0) > 0 && (metrics.leaseSecondsLeft ?? 9) <= TTL, 'the lease has its time');
-    t.same(await readyz(wefts[0]).then(({ code, text }) => [code, text]), [200, 'weftd is ready'], '/readyz');
+    t.same(await readyz(wefts[0]).then(({ code, text }) => [code, text]), [200, 'flanneld is ready'], '/readyz');
   });
 
   const gatewayOf = (host: Host): string => host.client4.replace(/\d+$/, '1');

@@ -95,7 +95,7 @@ async function assertStale(t: Test, weft: Weft, what: string, since: number): Pr
   const { letter } = weft.host;
   const { code, text, staleSince = 0 } = await readyz(weft);
   t.equal(code, 200, `${what}: ${letter}: /readyz: it is ready`);
-  t.match(text, /^weftd is ready, stale since \d{4}-\d\d-\d\dT[\d:.]+Z: \S/, `${what}: ${letter}: but stale`);
+  t.match(text, /^flanneld is ready, stale since \d{4}-\d\d-\d\dT[\d:.]+Z: \S/, `${what}: ${letter}: but stale`);
   t.comment(`${letter}: ${text}`);
   const metrics = await registryMetrics(weft);
   t.equal(metrics.up, 0, `${what}: ${letter}: the registry is not up`);
@@ -107,7 +107,7 @@ async function assertStale(t: Test, weft: Weft, what: string, since: number): Pr
 async function assertGood(t: Test, weft: Weft, what: string): Promise<void> {
   const { letter } = weft.host;
   const ready = await readyz(weft);
-  t.same([ready.code, ready.text], [200, 'weftd is ready'], `${what}: ${letter}: /readyz`);
+  t.same([ready.code, ready.text], [200, 'flanneld is ready'], `${what}: ${letter}: /readyz`);
   const { up, staleSince, leaseSecondsLeft = 0 } = await registryMetrics(weft);
   t.same([up, staleSince], [1, 0], `${what}: ${letter}: up, and not stale`);
   t.ok(leaseSecondsLeft > 0 && leaseSecondsLeft <= TTL, `${what}: ${letter}: has a lease again`);

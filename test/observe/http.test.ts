@@ -4,12 +4,12 @@ import { request } from 'node:http';
 import { connect, type Socket } from 'node:net';
 import t from 'tap';
 import { SetupError } from '../../src/io/setup-error.js';
-import { serveHttp } from '../../src/observe/http.js';
+import { NOT_READY as NOT_READY_TEXT, READY, serveHttp } from '../../src/observe/http.js';
 import { createLog } from '../../src/observe/log.js';
 
 const metrics = { contentType: 'text/plain; version=0.0.4', metrics: async () => 'weft_up 1\n' };
 const tables = { macs: async () => '{"macs":[],"more":0}', neighbours: async () => '{"neighbours":[],"more":0}' };
-const NOT_READY = { ready: false, text: 'weftd is not ready yet' };
+const NOT_READY = { ready: false, text: NOT_READY_TEXT };
 let readiness = NOT_READY;
 const endpoint = await serveHttp({ host: '127.0.0.1', port: 0, metrics, tables, ready: () => readiness, timeout: 300 });
 t.teardown(() => endpoint.close());
@@ -18,20 +18,18 @@ function ask(
   path: string,
   method = 'GET',
   headers: Record<string, string> = {},
+  port = endpoint.port,
 ): Promise<{ status: number; body: string; type: string | undefined }> {
   return new Promise((resolve, reject) => {
-    const sent = request(
-      { host: '127.0.0.1', port: endpoint.port, path, method, headers, agent: false },
-      (response) => {
-        let body = '';
-        response.setEncoding('utf8').on('data', (text: string) => {
-          body += text;
-        });
-        response.on('end', () =>
-          resolve({ status: response.statusCode ?? 0, body, type: response.headers['content-type'] }),
-        );
-      },
-    );
+    const sent = request({ host: '127.0.0.1', port, path, method, headers, agent: false }, (response) => {
+      let body = '';
+      response.setEncoding('utf8').on('data', (text: string) => {
+        body += text;
+      });
+      response.on('end', () =>
+        resolve({ status: response.statusCode ?? 0, body, type: response.headers['content-type'] }),
+      );
+    });
     sent.on('error', reject).end();
   });
 }
@@ -49,13 +47,39 @@ function raw(bytes: string): Promise<{ said: string; after: number }> {
   });
 }
 
+/** As flannel does, byte for byte, without a newline. */
+async function answersHealth(t: Pick<typeof import('tap').default, 'same' | 'match'>, port: number): Promise<void> {
+  const type = 'text/plain; charset=utf-8';
+  const get = (path: string, method = 'GET'): ReturnType<typeof ask> => ask(path, method, {}, port);
+  readiness = NOT_READY;
+  t.same(await get('/healthz'), { status: 200, body: 'flanneld is running', type });
+  t.same(await get('/readyz'), { status: 503, body: 'flanneld is not ready yet', type });
+  t.same(await get('/readyz', 'HEAD'), { status: 503, body: '', type });
+  readiness = { ready: true, text: READY };
+  t.same(await get('/readyz'), { status: 200, body: 'flanneld is ready', type });
+  t.match(await get('/healthz', 'POST'), { status: 405 });
+}
+
+t.test('health alone', async (t) => {
+  const health = await serveHttp({ host: '127.0.0.1', port: 0, only: 'health', ready: () => readiness, timeout: 300 });
+  t.teardown(() => health.close());
+  await answersHealth(t, health.port);
+  for (const path of ['/', '/metrics', '/v1/macs', '/v1/neighbours']) {
+    t.match(await ask(path, 'GET', {}, health.port), { status: 404, body: 'there are /healthz and /readyz\n' }, path);
+  }
+  const again = (host: string): Promise<unknown> =>
+    serveHttp({ host, port: health.port, only: 'health', ready: () => readiness });
+  await t.rejects(again('127.0.0.1'), {
+    code: 'HEALTHZ_PORT_IN_USE',
+    message: `127.0.0.1:${health.port} is in use: choose another --healthz-port`,
+  });
+  await t.rejects(again('192.0.2.77'), /^192\.0\.2\.77 is not an address of this host: choose another --healthz-ip$/);
+});
+
 t.test('what it answers', async (t) => {
   t.match(await ask('/metrics'), { status: 200, body: 'weft_up 1\n', type: metrics.contentType });
   t.match(await ask('/metrics?x=1'), { status: 200 });
-  t.match(await ask('/healthz'), { status: 200 });
-  t.match(await ask('/readyz'), { status: 503, body: 'weftd is not ready yet\n' });
-  readiness = { ready: true, text: 'weftd is ready' };
-  t.match(await ask('/readyz'), { status: 200, body: 'weftd is ready\n' });
+  await answersHealth(t, endpoint.port);
   t.match(await ask('/v1/macs'), { status: 200, body: '{"macs":[],"more":0}\n', type: 'application/json' });
   t.match(await ask('/v1/neighbours?x'), { status: 200, body: /^\{"neighbours":/, type: 'application/json' });
   t.match(await ask('/'), { status: 404, body: /\/metrics.*\/v1\/macs and \/v1\/neighbours/ });
