@@ -5,30 +5,42 @@
 import { join } from 'node:path';
 import { type Config, DIRECTORY, type Segment, wishOf } from './config.js';
 import { Applier } from './control/apply.js';
-import { type Address, type Cidr, cidrOf, contains, textOf } from './control/cidr.js';
+import { type Address, addressOf, type Cidr, cidrOf, contains } from './control/cidr.js';
 import { Dataplane } from './control/dataplane.js';
+import { DirectPeers } from './control/direct-peers.js';
 import type { EventLog } from './control/event-log.js';
+import { HostForwarding } from './control/host-forwarding.js';
+import { HostRules } from './control/host-rules.js';
 import { ControlLoop, type LoopState } from './control/loop.js';
-import { becomeMember } from './control/membership.js';
+import { parseMac } from './control/mac.js';
+import { type MacsByFamily, type Membership, openRegistry } from './control/membership.js';
 import { OwnMacsWatch } from './control/own-macs.js';
 import { PathMtu } from './control/path-mtu.js';
-import { deviceMtuOf, findUnderlay, type Underlay } from './control/underlay.js';
+import type { HostRouting, Self } from './control/plan.js';
+import { findUnderlay, type Underlay } from './control/underlay.js';
 import { Devices } from './devices.js';
 import { engineSettingsFor, memoryFor } from './engine-options.js';
 import { checkBridge, checkRoutes, rejoinBridge, setUpTap, setUpTun } from './host/device.js';
 import { lockDevice } from './host/lock.js';
+import { notify } from './host/notify.js';
 import { readOwnMacs } from './host/own-macs.js';
 import { pathMtus } from './host/path-mtu.js';
+import { onLink } from './host/routes.js';
 import { writeSubnetFile } from './host/subnet-file.js';
+import { type FoundVtep, findVtep, removeVtep } from './host/vtep.js';
 import { offloadNames } from './io/offloads.js';
-import { type Readiness, serveHttp } from './observe/http.js';
+import { NOT_READY, READY, type Readiness, serveHttp } from './observe/http.js';
 import { createMetrics } from './observe/metrics.js';
 import { ForwardingTables, type PeerInForce } from './observe/tables.js';
+import { checkPublicIps, deviceNames, mtusOf, type Overlay, overlayOf, vtepAddresses } from './overlay.js';
 import { openSockets } from './sockets.js';
 
+/** Why a daemon has to end by itself: `moved`, our subnets are others now: start again; `revoked`: our lease was taken away. */
+export type End = 'moved' | 'revoked';
+
 export interface Daemon {
-  /** Resolves when it has to be stopped and started again, because our subnets are others now; mostly never. */
-  readonly moved: Promise<'moved'>;
+  /** Resolves when it has to be stopped; mostly never. */
+  readonly ended: Promise<End>;
   /** Ends everything; resolves in less than a second. The device stays if `keepDevice`, or else as the configuration says. */
   stop(keepDevice?: boolean): Promise<void>;
 }
@@ -45,17 +57,17 @@ export async function startDaemon(
   again = false,
 ): Promise<Daemon> {
   const undo: (() => void | Promise<void>)[] = [];
-  const run: Run = { config, version, log, signal, undo, again, keepDevice: config.keepDevice, moved: () => {} };
+  const run: Run = { config, version, log, signal, undo, again, keepDevice: config.keepDevice, end: () => {} };
   const stop = async (keepDevice = config.keepDevice): Promise<void> => {
     run.keepDevice = keepDevice;
     for (let step = undo.pop(); step; step = undo.pop()) await step();
   };
-  const moved = new Promise<'moved'>((resolve) => {
-    run.moved = () => resolve('moved');
+  const ended = new Promise<End>((resolve) => {
+    run.end = resolve;
   });
   try {
     await start(run);
-    return { stop, moved };
+    return { stop, ended };
   } catch (error) {
     await stop().catch(() => {}); // why it failed matters more
     throw error;
@@ -69,57 +81,80 @@ interface Run {
   readonly signal: AbortSignal;
   readonly undo: (() => void | Promise<void>)[];
   readonly again: boolean;
-  moved: () => void;
+  end: (why: End) => void;
   keepDevice: boolean;
 }
 
 async function start(run: Run): Promise<void> {
   const { config, version, log, signal, undo } = run;
-  const { mode, device, workers, segments } = config;
-  const names = mode === 'l2' ? segments.map((segment) => segment.device) : [device];
-  const underlay = await findUnderlay(config);
+  let readiness = (): Readiness => STARTING;
+  if (config.healthAddress) {
+    const health = await serveHttp({ ...config.healthAddress, only: 'health', ready: () => readiness() });
+    undo.push(() => health.close());
+  }
+  const wish = { ...config, outside: config.registry === 'etcd' };
+  let underlay = await findUnderlay(wish);
+  let gate = (_until: number): void => {};
+  const candidate = await openRegistry({
+    wish: config,
+    configWish: wishOf(config),
+    stateDir: config.stateDir ?? join(DIRECTORY, underlay.addresses[0].text),
+    underlay,
+    underlayFor: async (families) => {
+      underlay = await findUnderlay({ ...wish, families });
+      return underlay;
+    },
+    log,
+    signal,
+    gate: (until) => gate(until),
+    moved: () => run.end('moved'),
+    revoked: () => run.end('revoked'),
+  });
+  undo.push(() => candidate.close());
+  signal.throwIfAborted();
+
+  const overlay = overlayOf(config, candidate);
+  checkPublicIps(overlay, underlay);
+  const { mode, workers, segments } = overlay;
+  const names = deviceNames(overlay);
   for (const name of names) undo.push(lockDevice(name));
   for (const { bridge } of segments) if (bridge !== undefined) await checkBridge(bridge);
-  const dataplane = new Dataplane({ workers, log, memory: memoryFor(config) });
+  const dataplane = new Dataplane({ workers, log, memory: memoryFor(overlay) });
+  gate = (until) => dataplane.setGate(until);
   const ownMacs = new OwnMacsWatch({ memory: dataplane.memory, devices: names, query: readOwnMacs, log });
   const devices = new Devices({
     wishes: names.map((name, network) => ({ name, kind: mode === 'l2' ? 'tap' : 'tun', setUp: () => setUp(network) })),
     workers,
-    offloads: config.offloads,
+    offloads: overlay.offloads,
     signal,
   });
-  await devices.find(run.again);
-  const member = await becomeMember({
-    wish: config,
-    configWish: wishOf(config),
-    stateDir: config.stateDir ?? join(DIRECTORY, underlay.addresses[0].text),
-    addresses: underlay.addresses,
-    log,
-    gate: (until) => dataplane.setGate(until),
-    moved: () => run.moved(),
-  });
-  undo.push(() => member.close());
+  const vteps = await findVteps(overlay);
+  const replaced = vteps.filter((vtep) => vtep?.kernel).map((vtep) => vtep?.name ?? '');
+  await devices.find(run.again, replaced);
+  const member = await candidate.join(macsOf(vteps, overlay));
   const { networks, subnets, port } = member;
-  const mtus =
-    mode === 'l2'
-      ? segments.map(({ mtu }) => deviceMtuOf(underlay, { mode, mtu, networks: [] }))
-      : [deviceMtuOf(underlay, { mode, mtu: config.mtu, networks })];
-  await checkRoutes(device, networks);
+  const mtus = mtusOf(overlay, underlay, networks);
+  if (mode === 'l3' && workers > 0) await checkRoutes(overlay.device, networks);
   signal.throwIfAborted();
 
-  const sockets = openSockets(underlay, port, config);
+  for (const name of replaced) {
+    log.warn('device_taken_over', { device: name, from: "the kernel's vxlan", mac: 'kept' });
+    await removeVtep(name);
+  }
+  const sockets = openSockets(underlay, port, overlay);
   undo.push(() => sockets.close());
 
-  const applier = new Applier(dataplane.tables);
+  const host = new HostForwarding({ networks, devices: overlay.routing === 'vxlan' ? names : [], log });
+  const applier = new Applier(dataplane.tables, host);
+  const direct = new DirectPeers(onLink, log);
   const vnis = segments.map(({ vni }) => vni);
-  const self = {
-    addresses: underlay.addresses,
-    networks: mode === 'l2' ? prefixesOf(segments, underlay) : networks,
-    subnets,
-    underlayMtu: underlay.mtu,
-    vnis,
-  };
-  const loop = new ControlLoop({ registry: member.registry, self, applier, log });
+  const loop = new ControlLoop({
+    registry: member.registry,
+    self: selfOf(overlay, underlay, member, names, direct),
+    applier,
+    prepare: overlay.directRouting ? (records) => direct.learn(records) : undefined,
+    log,
+  });
   undo.push(() => loop.stop());
   await Promise.race([loop.start(), aborted(signal)]);
   signal.throwIfAborted();
@@ -132,6 +167,7 @@ async function start(run: Run): Promise<void> {
     query: (addresses) => pathMtus(addresses, (address) => sourceFor(address, underlay.addresses)),
   });
   let ready = false;
+  readiness = () => readinessOf(ready && dataplane.running === workers, member.forwards(), loop.state);
   if (config.metricsAddress) {
     const peers = (): Iterable<PeerInForce> => peersInForce(applier);
     const forwarding = new ForwardingTables({ memory: dataplane.memory, vnis, peers, age: config.macAge * 1000 });
@@ -142,6 +178,8 @@ async function start(run: Run): Promise<void> {
       segments: segments.map(({ vni, device: name }, network) => ({ vni, device: name, mtu: mtus[network] })),
       forwarding,
       tables: dataplane.tables,
+      host,
+      requests: member.requests,
       peers,
       workers: dataplane,
       loop,
@@ -152,25 +190,30 @@ async function start(run: Run): Promise<void> {
       ...config.metricsAddress,
       metrics,
       tables: forwarding,
-      ready: () => readiness(ready && dataplane.running === workers, member.forwards(), loop.state),
+      ready: () => readiness(),
     });
     undo.push(() => endpoint.close());
     signal.throwIfAborted();
   }
 
-  const addresses = subnets.map(({ family, bytes }) => ({ family, bytes, text: textOf(bytes) }));
+  const addresses = subnets.map(({ bytes }) => addressOf(bytes));
   async function setUp(network: number): Promise<void> {
     const [name, mtu] = [names[network], mtus[network]];
     const warn = (reason: string): void => log.warn('device_setup', { device: name, reason });
     if (mode === 'l3') return setUpTun({ name, mtu, addresses, networks }, warn);
-    const { bridge } = segments[network];
+    const { bridge, family } = segments[network];
+    if (overlay.routing === 'vxlan') {
+      const vtep = interfaceTexts(vtepAddresses(family, subnets));
+      return setUpTap({ name, mtu, bridge, addresses: vtep, mac: macOf(member, family), routed: family });
+    }
     const before = ownMacs.last(network); // if it was lost, what it had then, even if the operator gave it that
-    await setUpTap({ name, mtu, bridge, addresses: interfaceTexts(segments[network]), mac: before?.mac });
+    await setUpTap({ name, mtu, bridge, addresses: interfaceTexts(segments[network].addresses), mac: before?.mac });
     if (bridge === undefined && before?.bridge !== undefined) await rejoinBridge(name, before.bridge, warn);
   }
   const openDevices = async (): Promise<readonly (readonly number[])[]> => {
     const fds = await devices.open();
     if (mode === 'l2') await ownMacs.look();
+    if (ready) await host.look();
     return fds;
   };
   undo.push(() => devices.close());
@@ -183,30 +226,60 @@ async function start(run: Run): Promise<void> {
     deviceFds,
     socketFds: sockets.receivers,
     senderFds: sockets.senders,
-    settings: engineSettingsFor(config, { offloads, maxSegments: sockets.maxSegments, mtus, addresses }),
+    settings: engineSettingsFor(overlay, { offloads, maxSegments: sockets.maxSegments, mtus, addresses }),
     reopenDevices: openDevices,
   });
   signal.throwIfAborted();
+  if (overlay.routing) {
+    undo.push(() => host.stop());
+    await host.start();
+  }
   pathMtu.start();
   undo.push(() => pathMtu.stop());
   if (mode === 'l2') {
     ownMacs.start();
     undo.push(() => ownMacs.stop());
   }
+  const rules = new HostRules({
+    networks,
+    subnets,
+    ipMasq: config.ipMasq,
+    randomFully: config.ipMasqRandomFully,
+    forward: config.forwardRules,
+    blackhole: config.blackholeRoute,
+    nftables: candidate.nftables,
+    resync: config.rulesResync,
+    log,
+  });
+  undo.push(() => rules.stop());
+  await rules.start();
   if (member.subnetFile !== undefined) {
-    await writeSubnetFile(member.subnetFile, { networks, subnets, mtu: mtus[0], ipMasq: false });
+    await writeSubnetFile(member.subnetFile, {
+      networks,
+      subnets,
+      mtu: Math.min(...mtus),
+      ipMasq: config.ipMasq,
+    });
   }
   ready = true;
+  notify('READY=1');
   log.info('ready', {
     version,
+    ...(candidate.backend ? { backend: candidate.backend.type } : {}),
     ...(mode === 'l2'
       ? {
           mode,
           devices: segments.map((segment, i) => ({ ...described(segment), mtu: mtus[i], reused: devices.reused[i] })),
         }
-      : { device, mtu: mtus[0], addresses: texts(addresses), networks: texts(networks), subnets: texts(subnets) }),
+      : { device: names[0], mtu: mtus[0], addresses: texts(addresses) }),
+    ...(subnets.length > 0 ? { networks: texts(networks), subnets: texts(subnets) } : {}),
     lease: member.lease,
-    underlay: { interface: underlay.interface, mtu: underlay.mtu, addresses: texts(underlay.addresses), port },
+    underlay: {
+      interface: underlay.interface,
+      mtu: underlay.mtu,
+      addresses: texts(underlay.addresses),
+      port: workers > 0 ? port : undefined,
+    },
     peers: dataplane.tables.peerCount,
     ...(mode === 'l2' ? {} : { routes: dataplane.tables.routeCount }),
     workers,
@@ -222,12 +295,50 @@ const aborted = (signal: AbortSignal): Promise<void> =>
     signal.addEventListener('abort', () => resolve(), { once: true });
   });
 
+/** The devices of flannel's vxlan backend that are there already, by network; undefined where there is none. */
+const findVteps = async ({ routing, segments }: Overlay): Promise<(FoundVtep | undefined)[]> =>
+  routing === 'vxlan' ? Promise.all(segments.map(({ device, vni }) => findVtep(device, vni))) : [];
+
+const macsOf = (vteps: readonly (FoundVtep | undefined)[], { segments }: Overlay): MacsByFamily =>
+  Object.fromEntries(vteps.flatMap((vtep, network) => (vtep ? [[segments[network].family, vtep.mac]] : [])));
+
+/** The MAC that the others know our device of this family by, six bytes. */
+function macOf({ macs }: Membership, family: 4 | 6 | undefined): Uint8Array | undefined {
+  const text = family && macs?.[family];
+  return text === undefined ? undefined : parseMac(text).bytes;
+}
+
+function selfOf(
+  overlay: Overlay,
+  underlay: Underlay,
+  { networks, subnets }: Membership,
+  devices: readonly string[],
+  { addresses: direct }: DirectPeers,
+): Self {
+  const { mode, routing, segments, underlayMtu } = overlay;
+  const hostRouting: HostRouting | undefined =
+    routing === 'vxlan'
+      ? { kind: routing, devices, interface: underlay.interface, direct }
+      : routing && { kind: routing, interface: underlay.interface };
+  return {
+    // Where others may think that we are; a record there is our own.
+    addresses: [...underlay.addresses, ...underlay.publicAddresses],
+    networks: mode === 'l2' && !routing ? prefixesOf(segments, underlay) : networks,
+    subnets,
+    underlayMtu: underlayMtu ?? underlay.mtu,
+    vnis: segments.map(({ vni }) => vni),
+    families: segments.map(({ family }) => family),
+    hostRouting,
+  };
+}
+
 const sourceFor = (address: string, own: readonly Address[]): string | undefined =>
   own.find((one) => one.family === (address.includes(':') ? 6 : 4))?.text;
 
 const texts = (items: readonly (Address | Cidr)[]): string[] => items.map((item) => item.text);
 
-const interfaceTexts = ({ addresses }: Segment): string[] => addresses.map(({ text, length }) => `${text}/${length}`);
+const interfaceTexts = (addresses: Segment['addresses']): string[] =>
+  addresses.map(({ text, length }) => `${text}/${length}`);
 
 /** What is reached through the TAPs: no peer's underlay address may lie there, unless the underlay lies in it as well. */
 const prefixesOf = (segments: readonly Segment[], underlay: Underlay): Cidr[] =>
@@ -237,7 +348,7 @@ const prefixesOf = (segments: readonly Segment[], underlay: Underlay): Cidr[] =>
 
 const described = (segment: Segment): object => {
   const { vni, device, bridge } = segment;
-  return { vni, device, bridge, addresses: interfaceTexts(segment) };
+  return { vni, device, bridge, addresses: interfaceTexts(segment.addresses) };
 };
 
 /** In layer 2 one of several of our networks comes several times. */
@@ -248,10 +359,12 @@ function* peersInForce(applier: Applier): Generator<PeerInForce> {
   }
 }
 
-function readiness(running: boolean, forwards: boolean, { problem, staleSince }: LoopState): Readiness {
-  if (!running) return { ready: false, text: 'weftd is not ready yet' };
+const STARTING: Readiness = { ready: false, text: NOT_READY };
+
+function readinessOf(running: boolean, forwards: boolean, { problem, staleSince }: LoopState): Readiness {
+  if (!running) return STARTING;
   const stale = problem === undefined ? '' : `, stale since ${new Date(staleSince).toISOString()}: ${problem}`;
   return forwards
-    ? { ready: true, text: `weftd is ready${stale}` }
-    : { ready: false, text: `weftd forwards nothing: its lease has ended${stale}` };
+    ? { ready: true, text: `${READY}${stale}` }
+    : { ready: false, text: `flanneld forwards nothing: its lease has ended${stale}` };
 }

@@ -39,9 +39,13 @@ export class Devices {
     this.#devices = options.wishes.map((wish) => ({ wish, reused: false, tun: undefined, complete: false }));
   }
 
-  /** Looks which there are already; `again`: they are our own then, not a predecessor's. Throws a SetupError: taken by others. */
-  async find(again: boolean): Promise<void> {
+  /**
+   * Looks which there are already; `again`: they are our own then, not a predecessor's. Of the names in `replaced`, what is there
+   * goes before they are opened. Throws a SetupError: taken by others.
+   */
+  async find(again: boolean, replaced: readonly string[] = []): Promise<void> {
     for (const device of this.#devices) {
+      if (replaced.includes(device.wish.name)) continue;
       device.reused = (await isOurs(device.wish.name, device.wish.kind)) && !again;
     }
   }

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /**
- * weftd: arguments, signals and exit codes. 0: stopped by a signal; 1: could not be set up, or failed; 2: wrong usage.
+ * weftd: arguments, signals and exit codes. 0: stopped by a signal, or our lease was revoked; 1: could not be set up, or failed; 2: wrong usage.
  *
  * Signals are caught before anything else is loaded, so that one which comes early is obeyed too. After a failure at run
  * time the device stays, with its routes: a supervisor's restart goes on where this process ended.
@@ -38,7 +38,8 @@ async function main(): Promise<void> {
   try {
     const asked = parseConfig(process.argv.slice(2), process.env, (path) => readFileSync(path, 'utf8'));
     if (asked.kind !== 'run') {
-      writeSync(1, asked.kind === 'help' ? asked.text : `${version()}\n`);
+      if (asked.kind === 'help') writeSync(1, asked.text);
+      else writeSync(2, `${version()}\n`); // where flanneld says it
       return;
     }
     const { createLog } = await import('./observe/log.js');
@@ -50,13 +51,18 @@ async function main(): Promise<void> {
     };
     process.on('uncaughtException', failed).on('unhandledRejection', failed);
     const { startDaemon } = await import('./daemon.js');
+    const { notify } = await import('./host/notify.js');
     for (let again = false; ; again = true) {
       const daemon = await startDaemon(asked.config, version(), log, stop.signal, again);
-      if ((await Promise.race([stopped, daemon.moved])) === 'moved') {
+      const why = await Promise.race([stopped, daemon.ended]);
+      if (why === 'moved') {
         await daemon.stop(true);
         continue;
       }
-      log.info('stopping');
+      // flannel's words, which people look for in their logs.
+      if (why === 'revoked') log.error('revoked', { reason: 'Lease has been revoked. Shutting down daemon.' });
+      else log.info('stopping');
+      notify('STOPPING=1');
       await daemon.stop();
       break;
     }

@@ -1,9 +1,9 @@
 /** The network's end: the underlay's sockets of all workers, as the configuration wants them. */
 import { closeSync } from 'node:fs';
-import type { Config } from './config.js';
 import type { Underlay } from './control/underlay.js';
 import { probePort } from './host/probe.js';
 import { openUdp, type UdpSocket } from './io/udp.js';
+import type { Overlay } from './overlay.js';
 
 export interface Sockets {
   /** By worker: the IPv4 and the IPv6 one on our port, which all workers share; -1 where there is none. */
@@ -18,16 +18,16 @@ export interface Sockets {
 }
 
 /** Throws a SetupError: the port is in use, an address is not of this host. */
-export function openSockets(underlay: Underlay, port: number, config: Config): Sockets {
-  const { workers, offloads, outerChecksum: checksum, outerDf: df } = config;
-  const sourcePorts = config.mode === 'l2' ? config.sourcePorts : 0;
+export function openSockets(underlay: Underlay, port: number, overlay: Overlay): Sockets {
+  const { workers, offloads, outerChecksum: checksum, outerDf: df } = overlay;
+  const sourcePorts = overlay.mode === 'l2' ? overlay.sourcePorts : 0;
   const open: UdpSocket[] = [];
   const close = (): void => {
     for (const { fd } of open) closeSync(fd);
   };
   const receivers: [number, number][] = [];
   const senders: [number[], number[]][] = [];
-  for (const { bytes, text } of underlay.addresses) probePort(bytes, text, port);
+  if (workers > 0) for (const { bytes, text } of underlay.addresses) probePort(bytes, text, port);
   try {
     for (let worker = 0; worker < workers; worker++) {
       receivers.push([-1, -1]);

@@ -35,6 +35,10 @@ export interface Observed {
   /** What is known in each. */
   readonly forwarding: { summary(): Promise<TablesSummary> };
   readonly tables: { readonly routeCount: number };
+  /** What the kernel routes by itself. */
+  readonly host: { readonly routes: number; readonly refused: number };
+  /** Requests sent to the registry; undefined where that means nothing. */
+  readonly requests?: (() => number) | undefined;
   /** Peers in force; one of several of our networks comes once for each. */
   readonly peers: () => Iterable<PeerInForce>;
   readonly workers: {
@@ -89,6 +93,12 @@ export function createMetrics(observed: Observed): Registry {
 
   gauge('weft_peers', 'Peers in force.', [], () => [[{}, peersByName(observed).size]]);
   gauge('weft_routes', 'Prefixes in force.', [], () => [[{}, observed.tables.routeCount]]);
+  gauge('weft_kernel_routes', "Peers' subnets that the kernel has routes to (vxlan and host-gw backends).", [], () => [
+    [{}, observed.host.routes],
+  ]);
+  gauge('weft_kernel_routes_refused', 'Routes and neighbours that the kernel does not take.', [], () => [
+    [{}, observed.host.refused],
+  ]);
   gauge('weft_peers_path_mtu_lowered', 'Peers whose path carries less than was planned.', [], () => [
     [{}, observed.pathMtu.lowered],
   ]);
@@ -119,6 +129,8 @@ export function createMetrics(observed: Observed): Registry {
   counter('weft_registry_applied_total', 'Times a state of the registry was put in force.', [], () => [
     [{}, state().applied],
   ]);
+  const { requests } = observed;
+  if (requests) counter('weft_registry_requests_total', 'Requests sent to the registry.', [], () => [[{}, requests()]]);
   counter(
     'weft_registry_failures_total',
     'Times a state of the registry was refused or could not be applied.',
@@ -242,26 +254,31 @@ function forwardingGauges({ segments, forwarding }: Observed, gauge: DefineGauge
     (values: (network: number, summary: TablesSummary) => Record<string, number>, label: string) =>
     async (): Promise<Sample[]> => {
       const summary = await forwarding.summary();
-      return segments.flatMap(({ vni }, network) =>
+      return segments.flatMap(({ vni, device }, network) =>
         Object.entries(values(network, summary)).map(
-          ([name, value]): Sample => [{ vni: String(vni), [label]: name }, value],
+          ([name, value]): Sample => [{ vni: String(vni), device, [label]: name }, value],
         ),
       );
     };
   gauge(
     'weft_macs',
     "MACs that are known, by origin: behind our own device, behind peers, or the registry's.",
-    ['vni', 'origin'],
+    ['vni', 'device', 'origin'],
     byNetwork((network, { macs }) => macs[network], 'origin'),
   );
   gauge(
     'weft_neighbours',
     "IP addresses whose MAC is known, by origin: learned, or the registry's.",
-    ['vni', 'origin'],
+    ['vni', 'device', 'origin'],
     byNetwork((network, { neighbours }) => neighbours[network], 'origin'),
   );
-  gauge('weft_mac_oldest_age_seconds', 'Age of the learned MAC that was quiet for longest.', ['vni'], async () => {
-    const { oldest } = await forwarding.summary();
-    return segments.map(({ vni }, network): Sample => [{ vni: String(vni) }, oldest[network]]);
-  });
+  gauge(
+    'weft_mac_oldest_age_seconds',
+    'Age of the learned MAC that was quiet for longest.',
+    ['vni', 'device'],
+    async () => {
+      const { oldest } = await forwarding.summary();
+      return segments.map(({ vni, device }, network): Sample => [{ vni: String(vni), device }, oldest[network]]);
+    },
+  );
 }
