@@ -5,33 +5,31 @@
 import { join } from 'node:path';
 import { type Config, DIRECTORY, type Segment, wishOf } from './config.js';
 import { Applier } from './control/apply.js';
-import { type Address, addressOf, type Cidr, cidrOf, contains } from './control/cidr.js';
+import { type Address, addressOf, type Cidr, cidrOf, contains, textOf } from './control/cidr.js';
 import { Dataplane } from './control/dataplane.js';
 import { DirectPeers } from './control/direct-peers.js';
 import type { EventLog } from './control/event-log.js';
 import { HostForwarding } from './control/host-forwarding.js';
 import { HostRules } from './control/host-rules.js';
-import { ControlLoop, type LoopState } from './control/loop.js';
-import { parseMac } from './control/mac.js';
-import { type MacsByFamily, type Membership, openRegistry } from './control/membership.js';
+import { ControlLoop } from './control/loop.js';
+import { type Membership, openRegistry } from './control/membership.js';
 import { OwnMacsWatch } from './control/own-macs.js';
 import { PathMtu } from './control/path-mtu.js';
 import type { HostRouting, Self } from './control/plan.js';
 import { findUnderlay, type Underlay } from './control/underlay.js';
+import { findVteps, interfaceTexts, macsOf, removeLeftovers, setUpDevice } from './device-setup.js';
 import { Devices } from './devices.js';
+import { readinessOf, STARTING, serveAll } from './endpoints.js';
 import { engineSettingsFor, memoryFor } from './engine-options.js';
-import { checkBridge, checkRoutes, rejoinBridge, setUpTap, setUpTun } from './host/device.js';
+import { checkBridge, checkRoutes, removeDevice } from './host/device.js';
 import { lockDevice } from './host/lock.js';
 import { notify } from './host/notify.js';
 import { readOwnMacs } from './host/own-macs.js';
 import { pathMtus } from './host/path-mtu.js';
 import { onLink } from './host/routes.js';
 import { writeSubnetFile } from './host/subnet-file.js';
-import { type FoundVtep, findVtep, removeVtep } from './host/vtep.js';
 import { offloadNames } from './io/offloads.js';
-import { NOT_READY, READY, type Readiness, serveHttp } from './observe/http.js';
-import { createMetrics } from './observe/metrics.js';
-import { ForwardingTables, type PeerInForce } from './observe/tables.js';
+import { type Readiness, serveHttp } from './observe/http.js';
 import { checkPublicIps, deviceNames, mtusOf, type Overlay, overlayOf, vtepAddresses } from './overlay.js';
 import { openSockets } from './sockets.js';
 
@@ -122,6 +120,7 @@ async function start(run: Run): Promise<void> {
   const dataplane = new Dataplane({ workers, log, memory: memoryFor(overlay) });
   gate = (until) => dataplane.setGate(until);
   const ownMacs = new OwnMacsWatch({ memory: dataplane.memory, devices: names, query: readOwnMacs, log });
+  let setUp = async (_network: number): Promise<void> => {};
   const devices = new Devices({
     wishes: names.map((name, network) => ({ name, kind: mode === 'l2' ? 'tap' : 'tun', setUp: () => setUp(network) })),
     workers,
@@ -134,20 +133,21 @@ async function start(run: Run): Promise<void> {
   const member = await candidate.join(macsOf(vteps, overlay));
   const { networks, subnets, port } = member;
   const mtus = mtusOf(overlay, underlay, networks);
+  if (candidate.backend) await removeLeftovers(overlay, names, log);
   if (mode === 'l3' && workers > 0) await checkRoutes(overlay.device, networks);
   signal.throwIfAborted();
 
   for (const name of replaced) {
     log.warn('device_taken_over', { device: name, from: "the kernel's vxlan", mac: 'kept' });
-    await removeVtep(name);
+    await removeDevice(name);
   }
+  setUp = (network) => setUpDevice(network, { overlay, member, names, mtus, ownMacs, log });
   const sockets = openSockets(underlay, port, overlay);
   undo.push(() => sockets.close());
 
   const host = new HostForwarding({ networks, devices: overlay.routing === 'vxlan' ? names : [], log });
   const applier = new Applier(dataplane.tables, host);
   const direct = new DirectPeers(onLink, log);
-  const vnis = segments.map(({ vni }) => vni);
   const loop = new ControlLoop({
     registry: member.registry,
     self: selfOf(overlay, underlay, member, names, direct),
@@ -169,47 +169,12 @@ async function start(run: Run): Promise<void> {
   let ready = false;
   readiness = () => readinessOf(ready && dataplane.running === workers, member.forwards(), loop.state);
   if (config.metricsAddress) {
-    const peers = (): Iterable<PeerInForce> => peersInForce(applier);
-    const forwarding = new ForwardingTables({ memory: dataplane.memory, vnis, peers, age: config.macAge * 1000 });
-    const metrics = createMetrics({
-      version,
-      memory: dataplane.memory,
-      mtu: mtus[0],
-      segments: segments.map(({ vni, device: name }, network) => ({ vni, device: name, mtu: mtus[network] })),
-      forwarding,
-      tables: dataplane.tables,
-      host,
-      requests: member.requests,
-      peers,
-      workers: dataplane,
-      loop,
-      lease: member,
-      pathMtu,
-    });
-    const endpoint = await serveHttp({
-      ...config.metricsAddress,
-      metrics,
-      tables: forwarding,
-      ready: () => readiness(),
-    });
+    const parts = { overlay, member, mtus, dataplane, applier, host, loop, pathMtu };
+    const endpoint = await serveAll(config.metricsAddress, version, () => readiness(), parts);
     undo.push(() => endpoint.close());
     signal.throwIfAborted();
   }
 
-  const addresses = subnets.map(({ bytes }) => addressOf(bytes));
-  async function setUp(network: number): Promise<void> {
-    const [name, mtu] = [names[network], mtus[network]];
-    const warn = (reason: string): void => log.warn('device_setup', { device: name, reason });
-    if (mode === 'l3') return setUpTun({ name, mtu, addresses, networks }, warn);
-    const { bridge, family } = segments[network];
-    if (overlay.routing === 'vxlan') {
-      const vtep = interfaceTexts(vtepAddresses(family, subnets));
-      return setUpTap({ name, mtu, bridge, addresses: vtep, mac: macOf(member, family), routed: family });
-    }
-    const before = ownMacs.last(network); // if it was lost, what it had then, even if the operator gave it that
-    await setUpTap({ name, mtu, bridge, addresses: interfaceTexts(segments[network].addresses), mac: before?.mac });
-    if (bridge === undefined && before?.bridge !== undefined) await rejoinBridge(name, before.bridge, warn);
-  }
   const openDevices = async (): Promise<readonly (readonly number[])[]> => {
     const fds = await devices.open();
     if (mode === 'l2') await ownMacs.look();
@@ -226,13 +191,19 @@ async function start(run: Run): Promise<void> {
     deviceFds,
     socketFds: sockets.receivers,
     senderFds: sockets.senders,
-    settings: engineSettingsFor(overlay, { offloads, maxSegments: sockets.maxSegments, mtus, addresses }),
+    settings: engineSettingsFor(overlay, {
+      offloads,
+      maxSegments: sockets.maxSegments,
+      mtus,
+      addresses: subnets.map(({ bytes }) => addressOf(bytes)),
+    }),
     reopenDevices: openDevices,
   });
   signal.throwIfAborted();
-  if (overlay.routing) {
+  if (candidate.backend) {
     undo.push(() => host.stop());
-    await host.start();
+    await host.start(); // takes away, too, what a run with another backend left
+    if (!overlay.routing) await host.stop();
   }
   pathMtu.start();
   undo.push(() => pathMtu.stop());
@@ -266,25 +237,20 @@ async function start(run: Run): Promise<void> {
   log.info('ready', {
     version,
     ...(candidate.backend ? { backend: candidate.backend.type } : {}),
-    ...(mode === 'l2'
-      ? {
-          mode,
-          devices: segments.map((segment, i) => ({ ...described(segment), mtu: mtus[i], reused: devices.reused[i] })),
-        }
-      : { device: names[0], mtu: mtus[0], addresses: texts(addresses) }),
+    ...(mode === 'l2' ? { mode } : {}),
+    ...devicesOf(overlay, member, mtus, devices.reused),
     ...(subnets.length > 0 ? { networks: texts(networks), subnets: texts(subnets) } : {}),
     lease: member.lease,
     underlay: {
       interface: underlay.interface,
       mtu: underlay.mtu,
       addresses: texts(underlay.addresses),
-      port: workers > 0 ? port : undefined,
+      ...(workers > 0 ? { port } : {}),
     },
     peers: dataplane.tables.peerCount,
     ...(mode === 'l2' ? {} : { routes: dataplane.tables.routeCount }),
     workers,
-    offloads: offloadNames(offloads),
-    reused: devices.reused.some((reused) => reused),
+    ...(workers > 0 ? { offloads: offloadNames(offloads), reused: devices.reused.some((reused) => reused) } : {}),
   });
 }
 
@@ -294,19 +260,6 @@ const aborted = (signal: AbortSignal): Promise<void> =>
     if (signal.aborted) resolve();
     signal.addEventListener('abort', () => resolve(), { once: true });
   });
-
-/** The devices of flannel's vxlan backend that are there already, by network; undefined where there is none. */
-const findVteps = async ({ routing, segments }: Overlay): Promise<(FoundVtep | undefined)[]> =>
-  routing === 'vxlan' ? Promise.all(segments.map(({ device, vni }) => findVtep(device, vni))) : [];
-
-const macsOf = (vteps: readonly (FoundVtep | undefined)[], { segments }: Overlay): MacsByFamily =>
-  Object.fromEntries(vteps.flatMap((vtep, network) => (vtep ? [[segments[network].family, vtep.mac]] : [])));
-
-/** The MAC that the others know our device of this family by, six bytes. */
-function macOf({ macs }: Membership, family: 4 | 6 | undefined): Uint8Array | undefined {
-  const text = family && macs?.[family];
-  return text === undefined ? undefined : parseMac(text).bytes;
-}
 
 function selfOf(
   overlay: Overlay,
@@ -337,34 +290,25 @@ const sourceFor = (address: string, own: readonly Address[]): string | undefined
 
 const texts = (items: readonly (Address | Cidr)[]): string[] => items.map((item) => item.text);
 
-const interfaceTexts = (addresses: Segment['addresses']): string[] =>
-  addresses.map(({ text, length }) => `${text}/${length}`);
-
 /** What is reached through the TAPs: no peer's underlay address may lie there, unless the underlay lies in it as well. */
 const prefixesOf = (segments: readonly Segment[], underlay: Underlay): Cidr[] =>
   segments
     .flatMap(({ addresses }) => addresses.map(({ bytes, length }) => cidrOf(bytes, length)))
     .filter((prefix) => !underlay.addresses.some(({ bytes }) => contains(prefix, { bytes, length: bytes.length * 8 })));
 
-const described = (segment: Segment): object => {
-  const { vni, device, bridge } = segment;
-  return { vni, device, bridge, addresses: interfaceTexts(segment.addresses) };
-};
-
-/** In layer 2 one of several of our networks comes several times. */
-function* peersInForce(applier: Applier): Generator<PeerInForce> {
-  for (const { key, name } of applier.have.peers.values()) {
-    const ref = applier.ref(key);
-    if (ref !== undefined) yield { name, ref };
-  }
-}
-
-const STARTING: Readiness = { ready: false, text: NOT_READY };
-
-function readinessOf(running: boolean, forwards: boolean, { problem, staleSince }: LoopState): Readiness {
-  if (!running) return STARTING;
-  const stale = problem === undefined ? '' : `, stale since ${new Date(staleSince).toISOString()}: ${problem}`;
-  return forwards
-    ? { ready: true, text: `${READY}${stale}` }
-    : { ready: false, text: `flanneld forwards nothing: its lease has ended${stale}` };
+/** For the ready line: the devices, or the MTU alone where there is none. */
+function devicesOf(
+  overlay: Overlay,
+  { subnets }: Membership,
+  mtus: readonly number[],
+  reused: readonly boolean[],
+): object {
+  const { mode, workers, device, segments, routing } = overlay;
+  if (workers === 0) return { mtu: mtus[0] };
+  if (mode === 'l3') return { device, mtu: mtus[0], addresses: subnets.map(({ bytes }) => textOf(bytes)) };
+  const devices = segments.map(({ vni, device: name, bridge, family, addresses }, i) => {
+    const own = interfaceTexts(routing === 'vxlan' ? vtepAddresses(family, subnets) : addresses);
+    return { vni, device: name, bridge, addresses: own, mtu: mtus[i], reused: reused[i] };
+  });
+  return { devices };
 }

@@ -32,6 +32,7 @@ type Families = readonly (4 | 6)[];
 
 /** flannel's names of its VXLAN devices. */
 const VTEPS = { 4: 'flannel.', 6: 'flannel-v6.' } as const;
+export const isVtepName = (name: string): boolean => /^flannel(-v6)?\.\d+$/.test(name);
 
 /** Throws a SetupError: an option that the backend cannot do. */
 export function overlayOf(config: Config, { backend, networks }: Pick<Candidate, 'backend' | 'networks'>): Overlay {
@@ -69,7 +70,6 @@ function vxlanOverlay(plain: Overlay, backend: VxlanBackend, families: Families)
     ...plain,
     mode: 'l2',
     segments,
-    device: segments[0].device,
     learning,
     floods: false, // flannel's devices have nobody to send a broadcast to
     routing: 'vxlan',

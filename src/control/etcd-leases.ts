@@ -57,11 +57,17 @@ interface Peer {
 export class EtcdLeases {
   readonly #options: EtcdLeasesOptions;
   #entries = new Map<string, Entry>();
-  #records: ReadonlyMap<string, PeerRecord> = new Map();
+  #records = new Map<string, PeerRecord>();
   /** Leases that are passed over, by name; each is said once. */
-  #skipped: ReadonlyMap<string, string> = new Map();
+  #skipped = new Set<string>();
+  /** What is resolved is of no use: something was changed or taken away. */
   #dirty = true;
+  /** Newer than all that is resolved, and nothing else has changed. */
+  #fresh: Entry[] = [];
   #own: Own | undefined;
+  /** What is claimed by what is resolved. */
+  #claims = new Claims();
+  #newest = 0;
 
   constructor(options: EtcdLeasesOptions) {
     this.#options = options;
@@ -85,7 +91,8 @@ export class EtcdLeases {
 
   /** The peers, by record id: the same map as long as nothing changes. */
   records(own: Own): ReadonlyMap<string, PeerRecord> {
-    if (this.#dirty || own !== this.#own) this.#resolve(own);
+    if (this.#dirty || own !== this.#own) this.#resolveAll(own);
+    else if (this.#fresh.length > 0) this.#resolveFresh(own);
     return this.#records;
   }
 
@@ -96,9 +103,14 @@ export class EtcdLeases {
   /** A renewal says nothing new, and costs nothing. */
   #put({ key, value, createRevision }: KeyValue, before: Entry | undefined): void {
     const name = this.#nameOf(key);
-    const same = before?.value === value && before.createRevision === createRevision;
-    this.#entries.set(name, same ? before : { name, createRevision, value, peer: this.#read(name, value) });
-    if (!same) this.#dirty = true;
+    if (before?.value === value && before.createRevision === createRevision) {
+      this.#entries.set(name, before);
+      return;
+    }
+    const entry = { name, createRevision, value, peer: this.#read(name, value) };
+    this.#entries.set(name, entry);
+    if (before || createRevision <= this.#newest) this.#dirty = true;
+    else this.#fresh.push(entry);
   }
 
   #read(name: string, value: string): Peer | string {
@@ -152,56 +164,81 @@ export class EtcdLeases {
     return { subnets, claims, records };
   }
 
-  #resolve(own: Own): void {
-    const taken = { ours: new PrefixSet(), others: new PrefixSet() };
-    for (const subnet of own.subnets) taken.ours.add(subnet);
-    const claimed = new Map<string, string>(own.addresses.map(({ text }) => [text, 'this host']));
-    for (const family of [4, 6] as const) {
-      const mac = own.macs[family];
-      if (mac !== undefined) claimed.set(claimOf(family, mac), 'this host');
-    }
-    const records = new Map<string, PeerRecord>();
-    const skipped = new Map<string, string>();
-    for (const { name, peer } of inOrder(this.#entries.values())) {
+  /** The oldest first. */
+  #resolveAll(own: Own): void {
+    this.#own = own;
+    this.#claims = new Claims(own);
+    this.#newest = 0;
+    const before = { records: this.#records, skipped: this.#skipped };
+    this.#records = new Map();
+    this.#skipped = new Set();
+    this.#resolve([...this.#entries.values()], own, before.skipped);
+    this.#dirty = false;
+    if (sameRecords(this.#records, before.records)) this.#records = before.records;
+  }
+
+  #resolveFresh(own: Own): void {
+    // One may have come and gone, or changed again.
+    const fresh = this.#fresh.filter((entry) => this.#entries.get(entry.name) === entry);
+    this.#records = new Map(this.#records);
+    this.#resolve(fresh, own, this.#skipped);
+  }
+
+  /** `said`: leases that are known to be passed over. */
+  #resolve(entries: Entry[], own: Own, said: ReadonlySet<string>): void {
+    for (const { name, createRevision, peer } of entries.sort(byAge)) {
+      this.#newest = Math.max(this.#newest, createRevision);
       if (name === own.key) continue;
-      const reason = typeof peer === 'string' ? peer : conflictOf(peer, taken, claimed);
-      if (reason !== undefined || typeof peer === 'string') {
-        skipped.set(name, reason ?? '');
+      const reason = typeof peer === 'string' ? peer : this.#claims.conflictOf(peer);
+      if (typeof peer === 'string' || reason !== undefined) {
+        if (!said.has(name)) this.#options.log.warn('lease_skipped', { lease: name, reason });
+        this.#skipped.add(name);
         continue;
       }
-      for (const subnet of peer.subnets) taken.others.add(subnet);
-      for (const claim of peer.claims) claimed.set(claim, name);
-      for (const record of peer.records) records.set(record.id, record);
+      this.#claims.add(name, peer);
+      for (const record of peer.records) this.#records.set(record.id, record);
     }
-    for (const [name, reason] of skipped) {
-      if (!this.#skipped.has(name)) this.#options.log.warn('lease_skipped', { lease: name, reason });
+    this.#fresh = [];
+  }
+}
+
+/** The order in which they were made. */
+const byAge = (a: Entry, b: Entry): number => a.createRevision - b.createRevision || (a.name < b.name ? -1 : 1);
+
+/** What one host has, and no other can have. */
+class Claims {
+  readonly #ours = new PrefixSet();
+  readonly #others = new PrefixSet();
+  /** Whose an address or MAC is. */
+  readonly #holders = new Map<string, string>();
+
+  constructor(own?: Own) {
+    for (const subnet of own?.subnets ?? []) this.#ours.add(subnet);
+    for (const { text } of own?.addresses ?? []) this.#holders.set(text, 'this host');
+    for (const family of [4, 6] as const) {
+      const mac = own?.macs[family];
+      if (mac !== undefined) this.#holders.set(claimOf(family, mac), 'this host');
     }
-    this.#skipped = skipped;
-    this.#dirty = false;
-    this.#own = own;
-    if (!sameRecords(records, this.#records)) this.#records = records;
+  }
+
+  add(name: string, { subnets, claims }: Peer): void {
+    for (const subnet of subnets) this.#others.add(subnet);
+    for (const claim of claims) this.#holders.set(claim, name);
+  }
+
+  /** Why this one cannot be true as well; undefined: it can. */
+  conflictOf({ subnets, claims }: Peer): string | undefined {
+    const ours = subnets.find((one) => this.#ours.overlaps(one));
+    if (ours) return `${ours.text} overlaps our own subnet`;
+    const others = subnets.find((one) => this.#others.overlaps(one));
+    if (others) return `${others.text} overlaps the subnet of an older lease`;
+    const claim = claims.find((one) => this.#holders.has(one));
+    return claim === undefined ? undefined : `${claim} is also that of ${this.#holders.get(claim)}`;
   }
 }
 
 /** MACs are of a device, and there is one for each family. */
 const claimOf = (family: Family, mac: string): string => `${mac} of IPv${family}`;
-
-/** The order in which they were made. */
-const inOrder = (entries: Iterable<Entry>): Entry[] =>
-  [...entries].sort((a, b) => a.createRevision - b.createRevision || (a.name < b.name ? -1 : 1));
-
-function conflictOf(
-  peer: Peer,
-  taken: { readonly ours: PrefixSet; readonly others: PrefixSet },
-  claimed: ReadonlyMap<string, string>,
-): string | undefined {
-  const our = peer.subnets.find((one) => taken.ours.overlaps(one));
-  if (our) return `${our.text} overlaps our own subnet`;
-  const subnet = peer.subnets.find((one) => taken.others.overlaps(one));
-  if (subnet) return `${subnet.text} overlaps an older lease's subnet`;
-  const claim = peer.claims.find((one) => claimed.has(one));
-  return claim === undefined ? undefined : `${claim} is also that of ${claimed.get(claim)}`;
-}
 
 const sameRecords = (a: ReadonlyMap<string, PeerRecord>, b: ReadonlyMap<string, PeerRecord>): boolean =>
   a.size === b.size &&

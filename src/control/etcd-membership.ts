@@ -68,6 +68,9 @@ const CONFIG_EVERY = 1000;
 /** Between attempts to reach etcd. */
 const RETRY = { first: 100, most: 2000 } as const;
 
+/** Between two saves of what is remembered. */
+const SAVE_EVERY = 1000;
+
 /** What is remembered besides the leases. */
 interface Memory {
   readonly config: FlannelConfig;
@@ -257,6 +260,7 @@ class EtcdCandidate implements Candidate {
       subnets,
       // Often enough that a quiet etcd is never remembered as an old one.
       confirmEvery: Math.min(20_000, Math.max(500, (staleLimit * 1000) / 4)),
+      saveEvery: SAVE_EVERY,
       ...(warm ? { warm } : {}),
     });
     return {

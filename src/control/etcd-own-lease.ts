@@ -406,7 +406,11 @@ export class OwnLease {
 
   /** Leases with our public IP, as flannel looks for them. */
   #ours({ keys }: Listing): { entry: KeyValue; subnets: readonly Cidr[]; attributes: LeaseAttributes }[] {
+    const texts = this.#options.publicAddresses.map(({ text }) => text);
     return keys.flatMap((entry) => {
+      // Most are not ours, and need not be taken apart to see that; unless something is written in another way.
+      const { value } = entry;
+      if (!texts.some((text) => value.includes(text)) && !/\\|::|:0/.test(value)) return [];
       try {
         const subnets = parseLeaseKey(entry.key.slice(this.#options.prefix.length));
         const attributes = parseLease(entry.value);

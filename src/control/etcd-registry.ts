@@ -25,6 +25,9 @@ import { Backoff, Bell, sleep } from './waiting.js';
 /** Milliseconds between attempts to reach etcd: it must be found within 5 s after it is back, the attempt's own time included. */
 const RETRY = { first: 100, most: 2000 } as const;
 
+/** Milliseconds for which changes are gathered before they are told. */
+const TELL_EVERY = 20;
+
 export interface EtcdRegistryOptions {
   readonly client: EtcdClient;
   /** `/coreos.com/network` */
@@ -117,6 +120,7 @@ export class EtcdRegistry implements Registry {
         troubleTold = problem?.reason;
         told = records ?? told;
         await this.#bell.wait(signal);
+        await sleep(TELL_EVERY, signal); // whatever else comes is told with it
       }
     } finally {
       await following;

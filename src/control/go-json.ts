@@ -4,6 +4,7 @@
  *
  * JSON.parse alone loses the order of keys that differ in case only; so it checks the text, and this takes its tokens apart.
  */
+import { reasonOf } from './reason.js';
 
 export type GoJson = null | boolean | number | string | readonly GoJson[] | GoObject;
 
@@ -100,7 +101,7 @@ export class GoFields {
     try {
       return parse(text);
     } catch (error) {
-      throw new RangeError(`${this.#where}${key}: ${error instanceof Error ? error.message : String(error)}`);
+      throw new RangeError(`${this.#where}${key}: ${reasonOf(error)}`);
     }
   }
 

@@ -1,48 +1,63 @@
 /**
- * Prefixes, of which is asked whether one overlaps any. Prefixes nest or are disjoint, so that a few look-ups per length that occurs
- * answer it, and lengths that occur are few.
+ * Prefixes, of which is asked whether one overlaps any. Prefixes nest or are disjoint, so that a look-up for each length that occurs
+ * answers it, and lengths that occur are few.
  */
-import { type Cidr, cidrOf } from './cidr.js';
+import type { Cidr } from './cidr.js';
+
+/** Of one length and family. */
+interface Kind {
+  readonly family: 4 | 6;
+  readonly length: number;
+  readonly prefixes: Set<string>;
+}
 
 export class PrefixSet {
-  /** Texts, by length and family. */
-  readonly #whole = new Map<string, Set<string>>();
-  /** Of those that are longer than a length, what they are when cut to it; made when it is first asked for. */
-  readonly #cut = new Map<string, Set<string>>();
   readonly #all: Cidr[] = [];
+  /** By length and family. */
+  readonly #whole = new Map<number, Kind>();
+  /** The longer ones, cut to a length; made when that length is first asked about. */
+  readonly #cut = new Map<number, Kind>();
 
   add(prefix: Cidr): void {
     this.#all.push(prefix);
-    const kind = kindOf(prefix.family, prefix.length);
-    const whole = this.#whole.get(kind);
-    if (whole) whole.add(prefix.text);
-    else this.#whole.set(kind, new Set([prefix.text]));
-    for (const [cut, texts] of this.#cut) addCut(prefix, cut, texts);
+    kindIn(this.#whole, prefix).prefixes.add(keyOf(prefix, prefix.length));
+    for (const cut of this.#cut.values()) addCut(prefix, cut);
   }
 
   overlaps(prefix: Cidr): boolean {
-    for (const [kind, texts] of this.#whole) {
-      const length = lengthIn(kind, prefix);
-      if (length !== undefined && length <= prefix.length && texts.has(cidrOf(prefix.bytes, length).text)) return true;
+    for (const { family, length, prefixes } of this.#whole.values()) {
+      if (family === prefix.family && length <= prefix.length && prefixes.has(keyOf(prefix, length))) return true;
     }
-    const kind = kindOf(prefix.family, prefix.length);
-    let cut = this.#cut.get(kind);
+    let cut = this.#cut.get(numberOf(prefix));
     if (!cut) {
-      cut = new Set();
-      for (const one of this.#all) addCut(one, kind, cut);
-      this.#cut.set(kind, cut);
+      cut = kindIn(this.#cut, prefix);
+      for (const one of this.#all) addCut(one, cut);
     }
-    return cut.has(prefix.text);
+    return cut.prefixes.has(keyOf(prefix, prefix.length));
   }
 }
 
-const kindOf = (family: 4 | 6, length: number): string => `${family}/${length}`;
+const numberOf = ({ family, length }: Cidr): number => family * 256 + length;
 
-/** The length of a kind, if it is of the prefix's family. */
-const lengthIn = (kind: string, { family }: Cidr): number | undefined =>
-  kind.startsWith(`${family}/`) ? Number(kind.slice(2)) : undefined;
+function kindIn(kinds: Map<number, Kind>, prefix: Cidr): Kind {
+  let kind = kinds.get(numberOf(prefix));
+  if (!kind) {
+    kind = { family: prefix.family, length: prefix.length, prefixes: new Set() };
+    kinds.set(numberOf(prefix), kind);
+  }
+  return kind;
+}
 
-function addCut(prefix: Cidr, kind: string, texts: Set<string>): void {
-  const length = lengthIn(kind, prefix);
-  if (length !== undefined && length < prefix.length) texts.add(cidrOf(prefix.bytes, length).text);
+function addCut(prefix: Cidr, { family, length, prefixes }: Kind): void {
+  if (family === prefix.family && length < prefix.length) prefixes.add(keyOf(prefix, length));
+}
+
+/** The first `length` bits, as text: as many letters as there are bytes in them. */
+function keyOf({ bytes }: Cidr, length: number): string {
+  let key = '';
+  for (let at = 0; at * 8 < length; at++) {
+    const bits = length - at * 8;
+    key += String.fromCharCode(bits >= 8 ? bytes[at] : bytes[at] & (0xff00 >> bits));
+  }
+  return key;
 }

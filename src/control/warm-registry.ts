@@ -21,6 +21,8 @@ export interface WarmOptions<Config = NetworkConfig> {
   readonly subnets: readonly Cidr[];
   /** Milliseconds after which what is remembered is noted to be so still, while it is. */
   readonly confirmEvery: number;
+  /** Milliseconds between two saves, at least; default: none. */
+  readonly saveEvery?: number;
   /** Start with this, because of `reason`. */
   readonly warm?: { readonly remembered: Remembered<Config>; readonly reason: string };
 }
@@ -83,11 +85,11 @@ export class WarmRegistry<Config = NetworkConfig> implements Registry {
   }
 
   #save(): void {
-    const { state, owner, config, subnets } = this.#options;
+    const { state, owner, config, subnets, saveEvery = 0 } = this.#options;
     const begun = performance.now();
     this.#unsaved = !state.remember({ owner, config, subnets, records: [...this.#records.values()] });
     const now = performance.now();
-    this.#notBefore = now + (this.#unsaved ? RETRY_EVERY : (now - begun) / MOST_OF_TIME);
+    this.#notBefore = now + Math.max(saveEvery, this.#unsaved ? RETRY_EVERY : (now - begun) / MOST_OF_TIME);
     this.#confirmAt = now + this.#options.confirmEvery;
   }
 }

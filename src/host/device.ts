@@ -10,7 +10,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import * as v from 'valibot';
 import { SetupError } from '../io/setup-error.js';
 import { ipBatch, ipRead } from './ip.js';
-import { readLink } from './links.js';
+import { readLink, readLinks } from './links.js';
 import { PROTOCOL } from './routes.js';
 
 const ALIAS = 'weft';
@@ -65,6 +65,17 @@ export async function isOurs(name: string, kind: 'tun' | 'tap'): Promise<boolean
     `device name ${name} is taken by an interface that is not weft's: choose another with --device`,
   );
 }
+
+/** Names of all that are ours. Rejects with a SetupError. */
+export async function ourDevices(): Promise<string[]> {
+  const ours = ((await readLinks()) ?? []).filter(
+    ({ kind, alias }) => kind === 'tun' && alias?.split(' ')[0] === ALIAS,
+  );
+  return ours.map(({ name }) => name);
+}
+
+/** Rejects with a SetupError. */
+export const removeDevice = (name: string): Promise<void> => ipBatch([`link del dev ${name}`]);
 
 /** Throws a SetupError unless there is a bridge of that name. */
 export async function checkBridge(name: string): Promise<void> {

@@ -5,7 +5,7 @@
  */
 import * as v from 'valibot';
 import { SetupError } from '../io/setup-error.js';
-import { ipBatch, ipRead } from './ip.js';
+import { ipRead } from './ip.js';
 
 export interface FoundVtep {
   readonly name: string;
@@ -41,6 +41,3 @@ export async function findVtep(name: string, vni: number): Promise<FoundVtep | u
   }
   return { name, mac: link.address.toLowerCase(), kernel };
 }
-
-/** Rejects with a SetupError. */
-export const removeVtep = (name: string): Promise<void> => ipBatch([`link del dev ${name}`]);
