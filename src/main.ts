@@ -59,9 +59,7 @@ async function main(): Promise<void> {
         await daemon.stop(true);
         continue;
       }
-      // flannel's words, which people look for in their logs.
-      if (why === 'revoked') log.error('revoked', { reason: 'Lease has been revoked. Shutting down daemon.' });
-      else log.info('stopping');
+      log.info('stopping');
       notify('STOPPING=1');
       await daemon.stop();
       break;

@@ -93,7 +93,7 @@ export class HostForwarding {
   async start(): Promise<void> {
     this.#up = true;
     await this.look(false);
-    this.#timer = setInterval(() => void this.look(), LOOK_EVERY);
+    if (this.#up) this.#timer = setInterval(() => void this.look(), LOOK_EVERY);
   }
 
   /** Stops to look. What is in force stays: without encapsulation traffic goes on without us. */

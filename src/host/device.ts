@@ -62,7 +62,7 @@ export async function isOurs(name: string, kind: 'tun' | 'tap'): Promise<boolean
   }
   throw new SetupError(
     'DEVICE_TAKEN',
-    `device name ${name} is taken by an interface that is not weft's: choose another with --device`,
+    `device name ${name} is taken by an interface that is not weft's: choose another with --device${name.startsWith('flannel') ? ', or stop the flanneld that has it' : ''}`,
   );
 }
 
@@ -100,7 +100,7 @@ export async function checkRoutes(name: string, networks: readonly Text[]): Prom
     const where = other.dev === undefined ? '' : ` to ${other.dev}`;
     throw new SetupError(
       'ROUTE_TAKEN',
-      `network ${text} is routed${where} already: remove that route, or choose another --network`,
+      `network ${text} is routed${where} already: remove that route, or choose another --network (with etcd: Network in its config)`,
     );
   }
 }

@@ -31,7 +31,10 @@ export function probePort(address: Uint8Array, text: string, port: number): void
   if (result >= 0) return;
   const where = `UDP port ${port} of ${text}`;
   if (result === EADDRINUSE) {
-    throw new SetupError('PORT_IN_USE', `${where} is in use: stop its owner, or choose another --port`);
+    throw new SetupError(
+      'PORT_IN_USE',
+      `${where} is in use: stop its owner, or choose another --port (with etcd: Port in its config)`,
+    );
   }
   if (result === EADDRNOTAVAIL) {
     throw new SetupError('NO_ADDRESS', `${text} is not an address of this host: check --iface and --public-ip`);

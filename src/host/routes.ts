@@ -82,7 +82,27 @@ export async function changeKernel(changes: readonly KernelChange[]): Promise<Re
   for (const [at, reason] of failures) {
     if (changes[at].kind.startsWith('remove') && GONE.test(reason)) failures.delete(at);
   }
+  await setAnew(changes, failures);
   return failures;
+}
+
+/**
+ * IPv6 refuses a next hop on a device's own link while a route over another device leads there, be it the very one that is to be
+ * replaced (ip6_route_check_nh_onlink in net/ipv6/route.c): that one is removed first. A hole of microseconds.
+ */
+async function setAnew(changes: readonly KernelChange[], failures: Map<number, string>): Promise<void> {
+  const again = [...failures.keys()].flatMap((at) => {
+    const change = changes[at];
+    return change.kind === 'set-route' && change.route.onlink && change.route.prefix.includes(':')
+      ? [{ at, change }]
+      : [];
+  });
+  const second = await ipEach(again.flatMap(({ change }) => [`route del ${change.route.prefix}`, commandFor(change)]));
+  for (const [i, { at }] of again.entries()) {
+    const reason = second.get(2 * i + 1);
+    if (reason === undefined) failures.delete(at);
+    else failures.set(at, reason);
+  }
 }
 
 const GONE = /^(No such process|No such file or directory|Cannot find device)/;

@@ -62,7 +62,10 @@ export function openUdp(options: UdpOptions): UdpSocket {
     closeSync(fd);
     const where = `${v4 ? options.text : `[${options.text}]`}:${port ?? 'any'}/udp`;
     if (bound === EADDRINUSE)
-      throw new SetupError('PORT_IN_USE', `${where} is in use: stop its owner or choose another --port`);
+      throw new SetupError(
+        'PORT_IN_USE',
+        `${where} is in use: stop its owner, or choose another --port (with etcd: Port in its config)`,
+      );
     if (bound === EADDRNOTAVAIL) {
       throw new SetupError(
         'NO_ADDRESS',
