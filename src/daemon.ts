@@ -281,6 +281,7 @@ function selfOf(
     underlayMtu: underlayMtu ?? underlay.mtu,
     vnis: segments.map(({ vni }) => vni),
     families: segments.map(({ family }) => family),
+    underlayInside: overlay.registry === 'etcd',
     hostRouting,
   };
 }

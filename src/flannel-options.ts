@@ -22,8 +22,8 @@ import {
 export interface FlannelSettings {
   /** Interfaces of the underlay, by name or address: the first that exists. None of these three: that of --public-ip, or else the default route's. */
   readonly ifaces: readonly string[];
-  /** Patterns for `new RegExp`; an interface is ours if its address or its name matches, in the order of flannel. */
-  readonly ifaceRegexes: readonly string[];
+  /** An interface is ours if its address or its name matches, in the order of flannel. */
+  readonly ifaceRegexes: readonly RegExp[];
   /** The interface that packets to this address leave by. */
   readonly ifaceCanReach: Address | undefined;
   /** Underlay addresses; empty: the interface's. */
@@ -153,6 +153,7 @@ export const UNDERLAY_OPTIONS: Rows<Underlay> = {
     flannel: true,
     value: 'name,…',
     list: true,
+    mayBeEmpty: true,
     default: undefined,
     expects: 'names or addresses of interfaces, e.g. eth0 or 192.168.77.1',
     check: listOf((text) => list(text).map(interfaceNameOrAddress)),
@@ -165,6 +166,7 @@ export const UNDERLAY_OPTIONS: Rows<Underlay> = {
     value: 'pattern',
     list: true,
     separator: '\n',
+    mayBeEmpty: true,
     default: undefined,
     expects: 'a regular expression, e.g. ^(eth|ens) or 192\\.168\\.77\\.',
     check: listOf((text) => text.split('\n').map(goPattern)),

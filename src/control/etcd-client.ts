@@ -70,7 +70,7 @@ export type KeyEvent =
   | { readonly type: 'delete'; readonly key: string; readonly revision: number };
 
 /** What requests are counted by: methods of etcd's API. */
-export type Method = 'range' | 'txn' | 'leaseGrant' | 'leaseRevoke' | 'leaseTimeToLive' | 'authenticate' | 'watch';
+export type Method = 'range' | 'txn' | 'leaseGrant' | 'leaseRevoke' | 'authenticate' | 'watch';
 
 export class EtcdClient {
   readonly #options: EtcdClientOptions;
@@ -140,12 +140,6 @@ export class EtcdClient {
   /** Ends a lease, and the keys that have it. */
   async revoke(id: string): Promise<void> {
     await this.#call('Lease', 'leaseRevoke', { ID: id }, 'end a lease');
-  }
-
-  /** True while there is such a lease. */
-  async isAlive(id: string): Promise<boolean> {
-    const answer = await this.#call<{ TTL: string }>('Lease', 'leaseTimeToLive', { ID: id }, 'look at a lease');
-    return Number(answer.TTL) > 0;
   }
 
   /**

@@ -132,6 +132,7 @@ export function sayHello(endpoint: Endpoint, material: TlsMaterial | undefined, 
     const given = (): void => away('given up');
     const timer = setTimeout(() => away(`no answer within ${PATIENCE / 1000} s`), PATIENCE);
     signal.addEventListener('abort', given);
+    if (signal.aborted) return given();
     let heard = Buffer.alloc(0);
     try {
       socket = material ? connectTls(tlsOptions(endpoint, material)) : connect({ host, port });

@@ -18,7 +18,6 @@ import { EtcdRegistry, keyIn, troubleReason } from './etcd-registry.js';
 import type { EventLog } from './event-log.js';
 import { type FlannelConfig, readFlannelConfig, sameFlannelConfig } from './flannel-config.js';
 import type { Candidate, MacsByFamily, Membership } from './membership.js';
-import { reasonOf } from './reason.js';
 import { type Codec, type Remembered, State } from './state.js';
 import { Backoff, sleep } from './waiting.js';
 import { WarmRegistry } from './warm-registry.js';
@@ -133,27 +132,54 @@ function familiesOf({ pools, backend }: FlannelConfig): (4 | 6)[] {
   return backend.type === 'udp' ? families.slice(0, 1) : families;
 }
 
-/** Waits for the configuration, saying so once for each kind of trouble. */
+/** Milliseconds for which nothing else is said about an etcd that is waited for. */
+const SAY_EVERY = 10_000;
+
+/** Says what is waited for, and no more often than it changes. */
+class Waiting {
+  readonly #log: EventLog;
+  #said: string | undefined;
+  #saidAt = 0;
+
+  constructor(log: EventLog) {
+    this.#log = log;
+  }
+
+  say(reason: string): void {
+    const now = performance.now();
+    if (reason === this.#said || (this.#said !== undefined && now < this.#saidAt + SAY_EVERY)) return;
+    this.#said = reason;
+    this.#saidAt = now;
+    this.#log.warn('etcd_waiting', { reason, effect: 'waiting for it' });
+  }
+
+  over(registry: string): void {
+    if (this.#said !== undefined) this.#log.info('etcd_found', { registry });
+  }
+}
+
+/** Waits for the configuration. */
 class Opening {
   readonly #options: EtcdOptions;
   readonly #client: EtcdClient;
   readonly #remembered: Remembered<Memory> | undefined;
-  #said: string | undefined;
+  readonly #waiting: Waiting;
 
   constructor(options: EtcdOptions, client: EtcdClient, remembered: Remembered<Memory> | undefined) {
     this.#options = options;
     this.#client = client;
     this.#remembered = remembered;
+    this.#waiting = new Waiting(options.log);
   }
 
   async run(): Promise<{ readonly config: FlannelConfig; readonly warm: Warm | undefined }> {
-    const { signal, log } = this.#options;
+    const { signal } = this.#options;
     const backoff = new Backoff(RETRY.first, RETRY.most);
     for (; ; signal.throwIfAborted()) {
       try {
         const config = await this.#read();
         if (config) {
-          if (this.#said !== undefined) log.info('etcd_found', { registry: this.#client.name });
+          this.#waiting.over(this.#client.name);
           return { config, warm: undefined };
         }
         await sleep(CONFIG_EVERY, signal);
@@ -163,7 +189,7 @@ class Opening {
         const warm = this.#warm(error);
         if (warm) return { config: warm.remembered.config.config, warm };
         if (error.kind !== 'away') throw error;
-        this.#say(`away ${error.kind}`, { reason: reasonOf(error), effect: 'waiting for it' });
+        this.#waiting.say(error.message);
         await sleep(backoff.next(), signal);
       }
     }
@@ -175,29 +201,24 @@ class Opening {
     const key = keyIn(prefix, 'config');
     const { entry } = await this.#client.get(key);
     if (entry) return readFlannelConfig(entry.value, `${this.#client.name}: ${key}`);
-    const reason = `${this.#client.name}: there is no key ${key}: flannel's configuration has to be put there, through the v3 API`;
-    this.#say('no config', { reason, effect: 'waiting for it' });
+    this.#waiting.say(
+      `${this.#client.name}: there is no key ${key}: flannel's configuration has to be put there, through the v3 API`,
+    );
     return undefined;
   }
 
-  #say(kind: string, fields: Readonly<Record<string, unknown>>): void {
-    if (this.#said !== kind) this.#options.log.warn('etcd_waiting', fields);
-    this.#said = kind;
-  }
-
-  /** undefined: there is nothing to start from. Throws a SetupError: it is too old. */
+  /** undefined: there is nothing to start from, or it is too old. */
   #warm(error: EtcdError): Warm | undefined {
     const { staleLimit, log } = this.#options;
     const remembered = this.#remembered;
     if (!remembered) return undefined;
+    const since = new Date(remembered.confirmed).toISOString();
     if (remembered.age > staleLimit * 1000) {
-      this.#say('too stale', {
-        reason: `${error.message}; what is remembered of it is ${Math.ceil(remembered.age / 1000)} s old, more than --stale-limit ${staleLimit} allows`,
-        effect: 'waiting for it',
-      });
+      this.#waiting.say(
+        `${error.message}; what is remembered of it is from ${since}, older than --stale-limit ${staleLimit} allows`,
+      );
       return undefined;
     }
-    const since = new Date(remembered.confirmed).toISOString();
     log.warn('warm_start', { reason: error.message, since });
     return { remembered, reason: troubleReason(error, this.#client.name) };
   }
@@ -242,11 +263,15 @@ class EtcdCandidate implements Candidate {
       renewMargin: options.renewMargin * 60,
       clock,
       log,
+      // Those subnets are not ours any more: not even a start without etcd may use them.
       moved: () => {
-        state.forget(); // those subnets are another's: not even a start without etcd may use them
+        state.forget();
         options.moved();
       },
-      revoked: options.revoked,
+      revoked: () => {
+        state.forget();
+        options.revoked();
+      },
       isCurrent: () => this.#isCurrent(),
     });
     this.#registry = registry;
@@ -304,18 +329,18 @@ class EtcdCandidate implements Candidate {
     const backoff = new Backoff(RETRY.first, RETRY.most);
     const giveUp = (): void => client.close();
     signal.addEventListener('abort', giveUp, { once: true });
+    const waiting = new Waiting(log);
     try {
-      for (let said = false; ; await sleep(backoff.next(), signal)) {
+      for (; ; await sleep(backoff.next(), signal)) {
         signal.throwIfAborted();
         try {
           const { held, how } = await registry.join(prefer, given);
-          if (said) log.info('etcd_found', { registry: client.name });
+          waiting.over(client.name);
           return { subnets: held.subnets, how };
         } catch (error) {
           signal.throwIfAborted();
           if (!(error instanceof EtcdError) || error.kind !== 'away') throw error;
-          if (!said) log.warn('etcd_waiting', { reason: error.message, effect: 'waiting for it' });
-          said = true;
+          waiting.say(error.message);
         }
       }
     } finally {

@@ -409,7 +409,7 @@ export class OwnLease {
     const texts = this.#options.publicAddresses.map(({ text }) => text);
     return keys.flatMap((entry) => {
       // Most are not ours, and need not be taken apart to see that; unless something is written in another way.
-      const { value } = entry;
+      const value = entry.value.toLowerCase();
       if (!texts.some((text) => value.includes(text)) && !/\\|::|:0/.test(value)) return [];
       try {
         const subnets = parseLeaseKey(entry.key.slice(this.#options.prefix.length));
@@ -491,13 +491,28 @@ export class OwnLease {
     return Object.fromEntries(pools.map(({ family }) => [family, given[family] ?? before[family] ?? randomMac()]));
   }
 
+  /** As in flannel a subnet belongs to the public IP that its lease names, whatever a file here says. */
   #sayNotReused(prefer: readonly Cidr[], { keys }: Listing): void {
     if (this.#saidNotReused) return;
     this.#saidNotReused = true;
-    const wanted = formatLeaseKey(prefer);
-    const entry = keys.find(({ key }) => key === this.#options.prefix + wanted);
-    const reason = entry ? `its lease is ${entry.value}` : 'it is not of this network, or another has a part of it';
-    this.#options.log.warn('subnet_not_reused', { subnet: prefer.map(({ text }) => text), reason });
+    const { log, prefix, publicAddresses } = this.#options;
+    const key = prefix + formatLeaseKey(prefer);
+    const value = keys.find((entry) => entry.key === key)?.value;
+    const ours = publicAddresses.map(({ text }) => text).join();
+    log.warn('subnet_not_reused', {
+      subnet: prefer.map(({ text }) => text),
+      reason: value ? `its lease is of ${publicIpOf(value)}, and we are ${ours}` : 'not free, or not of this network',
+    });
+  }
+}
+
+/** For messages. */
+function publicIpOf(value: string): string {
+  try {
+    const { publicIp, publicIpv6 } = parseLease(value);
+    return `public IP ${publicIp?.text ?? publicIpv6?.text ?? 'none'}`;
+  } catch {
+    return 'somebody else';
   }
 }
 

@@ -125,6 +125,8 @@ export interface Self {
   readonly vnis: readonly number[];
   /** Layer 2: the underlay that a network goes over, by network; where there is none, any. */
   readonly families?: readonly (Family | undefined)[];
+  /** Peers' underlay addresses may lie in the networks, as flannel lets them: the links that they are on have routes of their own. */
+  readonly underlayInside?: boolean;
   /** undefined: no kernel routes to peers; all goes through our devices. */
   readonly hostRouting?: HostRouting | undefined;
 }
@@ -210,7 +212,8 @@ export function planFor(records: Records, self: Self): Plan {
         `peer ${record.name}: ${record.address} is IPv${family}, but this host has no IPv${family} underlay: add its address to --public-ip`,
       );
     }
-    const within = self.networks.find((network) => contains(network, { bytes, length: bytes.length * 8 }));
+    const within =
+      !self.underlayInside && self.networks.find((network) => contains(network, { bytes, length: bytes.length * 8 }));
     if (within) {
       throw new RangeError(
         `peer ${record.name}: ${record.address} lies in ${mode === 'l2' ? '--address' : '--network'} ${within.text}: give its underlay address, not its overlay one`,

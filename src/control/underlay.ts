@@ -9,7 +9,7 @@ import { INNER_MOST, LINK_HEADER, type Mode, OVERHEAD } from './encapsulation.js
 export interface UnderlayWish {
   /** Names or addresses of interfaces, the first that will do. */
   readonly ifaces: readonly string[];
-  readonly ifaceRegexes: readonly string[];
+  readonly ifaceRegexes: readonly RegExp[];
   readonly ifaceCanReach: Address | undefined;
   readonly publicIps: readonly Address[];
   /** Public addresses need not be this host's: a router may translate them to ours. */

@@ -12,8 +12,7 @@ import { defaultRouteDevice, type Link, readLinks, routeTo, usableAddresses } fr
 export interface InterfaceWish {
   /** Names, or addresses in canonical text. */
   readonly names: readonly string[];
-  /** Regular expressions. */
-  readonly expressions: readonly string[];
+  readonly expressions: readonly RegExp[];
   /** An address, canonical text. */
   readonly canReach: string | undefined;
   /** Public addresses, canonical text. */
@@ -81,8 +80,11 @@ function named(name: string, links: readonly Link[]): Candidate {
   return { code: 'NO_INTERFACE', what: `interface ${name} does not exist`, remedy: 'check --iface' };
 }
 
-function* matching(text: string, families: readonly (4 | 6)[], links: readonly Link[]): Generator<Candidate> {
-  const expression = compile(text);
+function* matching(
+  expression: RegExp,
+  families: readonly (4 | 6)[],
+  links: readonly Link[],
+): Generator<Candidate> {
   const wanted = families.length > 0 ? families : ([4, 6] as const);
   const eligible = links.filter((link) => !link.loopback && !isOverlay(link));
   let found = false;
@@ -103,7 +105,7 @@ function* matching(text: string, families: readonly (4 | 6)[], links: readonly L
   if (found) return;
   yield {
     code: 'NO_INTERFACE',
-    what: `${text} matches none of the interfaces (${eligible.map(described).join(', ') || 'there is none'})`,
+    what: `${expression.source} matches none of the interfaces (${eligible.map(described).join(', ') || 'there is none'})`,
     remedy: 'check --iface-regex',
   };
 }
@@ -121,18 +123,6 @@ const described = (link: Link): string =>
 /** Ours and flannel's: what an earlier run left must not become its own underlay. */
 const isOverlay = (link: Link): boolean =>
   link.alias?.split(' ')[0] === 'weft' || /^flannel(-v6)?[.\d]/.test(link.name);
-
-/** Go's syntax (RE2) as far as it is ours: `(?i)` at the beginning is, classes of POSIX mean something else here. */
-function compile(text: string): RegExp {
-  const flags = /^\(\?([is]+)\)/.exec(text);
-  try {
-    if (text.includes('[:')) throw new SyntaxError('classes such as [:digit:] are not known, write \\d');
-    return new RegExp(flags ? text.slice(flags[0].length) : text, flags?.[1] ?? '');
-  } catch (error) {
-    const reason = error instanceof Error ? error.message.replace(/\s+/g, ' ') : String(error);
-    throw new SetupError('BAD_REGEX', `--iface-regex ${text} is no regular expression (${reason}): correct it`);
-  }
-}
 
 async function reaching(address: string, links: readonly Link[]): Promise<Candidate> {
   const route = await routeTo(address);
