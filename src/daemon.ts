@@ -26,7 +26,7 @@ import { lockDevice } from './host/lock.js';
 import { notify } from './host/notify.js';
 import { readOwnMacs } from './host/own-macs.js';
 import { pathMtus } from './host/path-mtu.js';
-import { onLink } from './host/routes.js';
+import { pathsTo } from './host/routes.js';
 import { writeSubnetFile } from './host/subnet-file.js';
 import { offloadNames } from './io/offloads.js';
 import { type Readiness, serveHttp } from './observe/http.js';
@@ -147,7 +147,7 @@ async function start(run: Run): Promise<void> {
 
   const host = new HostForwarding({ networks, devices: overlay.routing === 'vxlan' ? names : [], log });
   const applier = new Applier(dataplane.tables, host);
-  const direct = new DirectPeers(onLink, log);
+  const direct = new DirectPeers(pathsTo, log);
   const loop = new ControlLoop({
     registry: member.registry,
     self: selfOf(overlay, underlay, member, names, direct),
@@ -266,12 +266,12 @@ function selfOf(
   underlay: Underlay,
   { networks, subnets }: Membership,
   devices: readonly string[],
-  { addresses: direct }: DirectPeers,
+  { devices: direct }: DirectPeers,
 ): Self {
   const { mode, routing, segments, underlayMtu } = overlay;
   const hostRouting: HostRouting | undefined =
     routing === 'vxlan'
-      ? { kind: routing, devices, interface: underlay.interface, direct }
+      ? { kind: routing, devices, direct }
       : routing && { kind: routing, interface: underlay.interface };
   return {
     // Where others may think that we are; a record there is our own.

@@ -56,15 +56,15 @@ function pieceOutside(piece: string): string {
   if (piece === '(?') wrong('groups of (? with flags or looking around are not supported');
   if (piece === '(?P<') return '(?<';
   if (piece.startsWith('[')) return piece.replace(']', '\\]');
-  return OTHER_ESCAPES[piece] ?? escape(piece, SAME_ESCAPES.outside);
+  return OTHER_ESCAPES[piece] ?? checkEscape(piece, SAME_ESCAPES.outside);
 }
 
 function pieceInClass(piece: string): string {
   const name = /^\[:(.*):\]$/.exec(piece)?.[1];
-  if (name === undefined) return escape(piece, SAME_ESCAPES.inClass);
+  if (name === undefined) return checkEscape(piece, SAME_ESCAPES.inClass);
   return Object.hasOwn(CLASSES, name) ? CLASSES[name] : wrong(`"${piece}" is not supported`);
 }
 
 /** `same`: escapes that may stay as they are. Of what is no letter and no digit all may. */
-const escape = (piece: string, same: RegExp): string =>
+const checkEscape = (piece: string, same: RegExp): string =>
   /^\\[0-9A-Za-z]/.test(piece) && !same.test(piece) ? wrong(`"${piece}" is not supported`) : piece;

@@ -53,7 +53,7 @@ const NO_NETWORK = new Set([...NO_HOST, 'loopback']);
 export function parseHostAddress(text: string): Address {
   const address = parseAddress(text);
   const range = rangeOf(address);
-  if (NO_HOST.has(range)) throw new RangeError(`"${text}" is a ${words(range)} address`);
+  if (NO_HOST.has(range)) throw new RangeError(`"${text}" is ${aOrAn(range)} ${words(range)} address`);
   return address;
 }
 
@@ -61,7 +61,7 @@ export function parseHostAddress(text: string): Address {
 export function parseNeighbourAddress(text: string): Address {
   const address = parseAddress(text);
   const range = rangeOf(address);
-  if (NO_STATION.has(range)) throw new RangeError(`"${text}" is a ${words(range)} address`);
+  if (NO_STATION.has(range)) throw new RangeError(`"${text}" is ${aOrAn(range)} ${words(range)} address`);
   return address;
 }
 
@@ -163,3 +163,5 @@ function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
 
 /** `linkLocal` → `link local`. */
 const words = (range: string): string => range.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`);
+
+const aOrAn = (word: string): string => (/^[aeiou]/.test(word) ? 'an' : 'a');

@@ -48,11 +48,10 @@ export class HostRules {
   }
 
   /**
-   * Sets the rules, and takes away what an earlier run with other options left of them; then keeps them. Does nothing when none
-   * are asked for. Rejects with a SetupError: a program is missing, or refuses them.
+   * Sets the rules, and takes away what an earlier run with other options left of them; then keeps them. When none are asked for,
+   * those that are there may be somebody else's, and stay. Rejects with a SetupError: a program is missing, or refuses them.
    */
   async start(): Promise<void> {
-    if (this.#keepers.length === 0) return;
     for (const keeper of this.#keepers) await keeper.ensure();
     for (const keeper of leftovers(this.#options)) {
       await keeper.ensure().catch((error: unknown) => {
@@ -63,10 +62,11 @@ export class HostRules {
     this.#plan();
   }
 
-  /** Stops to look. The rules remain. */
-  stop(): void {
+  /** Stops to look; resolves when none of the programs that a look runs is running any more. The rules remain. */
+  async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);
+    await this.#looking;
   }
 
   /** Looks, and mends what is not as it has to be; a call meanwhile waits for the same look. Never rejects. */
@@ -79,7 +79,7 @@ export class HostRules {
 
   #plan(): void {
     const { resync } = this.#options;
-    if (this.#stopped || resync <= 0) return;
+    if (this.#stopped || resync <= 0 || this.#keepers.length === 0) return;
     // From the end of one look to the next: a slow host gets no more of them than it can do.
     this.#timer = setTimeout(() => void this.look().then(() => this.#plan()), resync * 1000);
   }
@@ -112,13 +112,16 @@ function keepersFor(options: HostRulesOptions): Keeper[] {
 
 /** What an earlier run may have left of what is not wanted now: to be looked at once. */
 function leftovers(options: HostRulesOptions): Keeper[] {
+  // Nobody else has blackhole routes of our protocol; one of a subnet that is another host's now would keep packets from it.
+  const routes = options.blackhole ? [] : [blackholes({ ...options, subnets: [] })];
+  if (!(options.ipMasq || options.forward || options.blackhole)) return routes;
   const [Rules, Others] = options.nftables ? [NftRules, IptablesRules] : [IptablesRules, NftRules];
   const nothing = new Map(RULE_KINDS.map((kind): [RuleKind, readonly Rule[]] => [kind, []]));
   const keepers: Keeper[] = FAMILIES.flatMap((family) => {
     const unwanted = wantedOf(options, family).filter(([, rules]) => rules.length === 0);
     return [...(unwanted.length > 0 ? [new Rules(family, new Map(unwanted))] : []), new Others(family, nothing)];
   });
-  return options.blackhole ? keepers : [...keepers, blackholes({ ...options, subnets: [] })];
+  return [...keepers, ...routes];
 }
 
 function wantedOf(options: HostRulesOptions, family: 4 | 6): [RuleKind, readonly Rule[]][] {
@@ -135,5 +138,14 @@ const blackholes = ({ networks, subnets }: Pick<HostRulesOptions, 'networks' | '
   new BlackholeRoutes({
     families: FAMILIES.filter((family) => networks.some((network) => network.family === family)),
     subnets,
-    isOurs: (prefix) => networks.some((network) => contains(network, parseCidr(prefix))),
+    isOurs: (prefix) => isPartOf(networks, prefix),
   });
+
+function isPartOf(networks: readonly Cidr[], prefix: string): boolean {
+  try {
+    const inner = parseCidr(prefix);
+    return networks.some((network) => contains(network, inner));
+  } catch {
+    return false; // 0.0.0.0/0, say
+  }
+}

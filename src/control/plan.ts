@@ -105,10 +105,8 @@ export type HostRouting =
       readonly kind: 'vxlan';
       /** By network. */
       readonly devices: readonly string[];
-      /** Of the underlay. */
-      readonly interface: string;
-      /** Underlay addresses, canonical text, that are on our link and need no encapsulation. */
-      readonly direct: ReadonlySet<string>;
+      /** The device that leads to peers who need no encapsulation, by underlay address, canonical text. */
+      readonly direct: ReadonlyMap<string, string>;
     }
   | { readonly kind: 'host-gw'; readonly interface: string };
 
@@ -275,10 +273,10 @@ class HostPlan {
     const device = routing.devices[network];
     const via = textOf(prefix.bytes);
     this.neighbours.set(`${device} ${via}`, { key: `${device} ${via}`, neighbour: { device, address: via, mac } });
-    const direct = routing.direct.has(underlay.text);
+    const direct = routing.direct.get(underlay.text);
     this.#route(
-      direct
-        ? { prefix: prefix.text, via: underlay.text, device: routing.interface, onlink: false }
+      direct !== undefined
+        ? { prefix: prefix.text, via: underlay.text, device: direct, onlink: false }
         : { prefix: prefix.text, via, device, onlink: true },
     );
   }

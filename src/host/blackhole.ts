@@ -59,5 +59,8 @@ export class BlackholeRoutes implements Keeper {
   }
 }
 
-const withLength = (dst: string, family: 4 | 6): string =>
-  dst.includes('/') ? dst : `${dst}/${family === 4 ? 32 : 128}`;
+/** ip leaves the length out where it is that of an address, and has a word for the shortest. */
+function withLength(dst: string, family: 4 | 6): string {
+  if (dst === 'default') return family === 4 ? '0.0.0.0/0' : '::/0';
+  return dst.includes('/') ? dst : `${dst}/${family === 4 ? 32 : 128}`;
+}

@@ -21,6 +21,9 @@ export interface Command {
   readonly failed: string;
 }
 
+/** Letters of a call in an error. */
+const MOST_SAID = 60;
+
 /** They are often in sbin, which a service's PATH may lack. */
 const environment = (): NodeJS.ProcessEnv => ({
   ...process.env,
@@ -31,6 +34,7 @@ const environment = (): NodeJS.ProcessEnv => ({
 /** Runs it to its end. Rejects with a SetupError only when it could not be run or did not end in time. */
 export function runCommand({ name, args, input = '', timeout, missing, failed }: Command): Promise<Finished> {
   return new Promise((resolve, reject) => {
+    const called = [name, ...args].join(' ').slice(0, MOST_SAID); // arguments may be long: nft's are all of its rules
     const child = spawn(name, args, { env: environment(), timeout, killSignal: 'SIGKILL' });
     let stdout = '';
     let stderr = '';
@@ -46,8 +50,14 @@ export function runCommand({ name, args, input = '', timeout, missing, failed }:
       reject(new SetupError(code, `the ${name} command cannot be run (${error.code}): ${remedy}`));
     });
     child.on('close', (code, signal) => {
-      if (signal) reject(new SetupError(failed, `${name} ${args.join(' ')} did not end within ${timeout / 1000} s`));
-      else resolve({ code, stdout, stderr });
+      if (!signal) resolve({ code, stdout, stderr });
+      else
+        reject(
+          new SetupError(
+            failed,
+            `${called} ${child.killed ? `did not end within ${timeout / 1000} s` : `was ended by ${signal}`}`,
+          ),
+        );
     });
     child.stdin.end(input);
   });

@@ -80,11 +80,7 @@ function named(name: string, links: readonly Link[]): Candidate {
   return { code: 'NO_INTERFACE', what: `interface ${name} does not exist`, remedy: 'check --iface' };
 }
 
-function* matching(
-  expression: RegExp,
-  families: readonly (4 | 6)[],
-  links: readonly Link[],
-): Generator<Candidate> {
+function* matching(expression: RegExp, families: readonly (4 | 6)[], links: readonly Link[]): Generator<Candidate> {
   const wanted = families.length > 0 ? families : ([4, 6] as const);
   const eligible = links.filter((link) => !link.loopback && !isOverlay(link));
   let found = false;

@@ -86,14 +86,20 @@ export async function changeKernel(changes: readonly KernelChange[]): Promise<Re
   return failures;
 }
 
+/** What the kernel says of the case below, by its age. */
+const LEADS_ELSEWHERE = /^(Nexthop has invalid gateway|Invalid argument|No route to host)/;
+
 /**
  * IPv6 refuses a next hop on a device's own link while a route over another device leads there, be it the very one that is to be
  * replaced (ip6_route_check_nh_onlink in net/ipv6/route.c): that one is removed first. A hole of microseconds.
  */
 async function setAnew(changes: readonly KernelChange[], failures: Map<number, string>): Promise<void> {
-  const again = [...failures.keys()].flatMap((at) => {
+  const again = [...failures].flatMap(([at, reason]) => {
     const change = changes[at];
-    return change.kind === 'set-route' && change.route.onlink && change.route.prefix.includes(':')
+    return LEADS_ELSEWHERE.test(reason) &&
+      change.kind === 'set-route' &&
+      change.route.onlink &&
+      change.route.prefix.includes(':')
       ? [{ at, change }]
       : [];
   });
@@ -119,13 +125,23 @@ function commandFor(change: KernelChange): string {
     : `neigh del ${address} dev ${device}`;
 }
 
-const pathSchema = v.array(v.object({ dst: v.string(), gateway: v.optional(v.string()) }));
+const pathSchema = v.array(v.object({ dst: v.string(), gateway: v.optional(v.string()), dev: v.optional(v.string()) }));
 
-/** Of these addresses (canonical text) those that the kernel sends to without a router in between. */
-export async function onLink(addresses: readonly string[]): Promise<Set<string>> {
-  const paths = await ipReadEach(
+/** The way that the kernel sends to an address. */
+export interface Path {
+  readonly address: string;
+  readonly device: string;
+  /** No router is in between. */
+  readonly onLink: boolean;
+}
+
+/** For those of these addresses (canonical text) that the kernel knows a way to. Rejects with a SetupError: `ip` cannot be run. */
+export async function pathsTo(addresses: readonly string[]): Promise<Path[]> {
+  const found = await ipReadEach(
     pathSchema,
     addresses.map((address) => `route get ${address}`),
   );
-  return new Set(paths.flat().flatMap(({ dst, gateway }) => (gateway === undefined ? [dst] : [])));
+  return found.flat().flatMap(({ dst, gateway, dev }) => {
+    return dev === undefined ? [] : [{ address: dst, device: dev, onLink: gateway === undefined }];
+  });
 }
