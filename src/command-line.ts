@@ -18,6 +18,7 @@ import {
   checkEmbedded,
   checkEtcd,
   checkMode,
+  checkMtu,
   checkStatic,
   ONLY_ETCD,
   ONLY_L3,
@@ -36,15 +37,12 @@ import {
 } from './config-sources.js';
 import type { Address } from './control/cidr.js';
 import { INNER_MOST, LINK_HEADER } from './control/encapsulation.js';
-import { MTU_LEAST_IPV6 } from './control/underlay.js';
 import { NOTHING_SAID, OF_ETCD } from './flannel-options.js';
 import { type GoFlag, readGoFlags } from './go-flags.js';
 import { DAEMON, helpOf, INIT, type Program } from './help.js';
 import { MAX_NETWORKS } from './io/memory.js';
 import { SetupError } from './io/setup-error.js';
 import { Refusal, truth } from './option.js';
-
-export { environmentName } from './config-sources.js';
 
 /** What the arguments ask for. */
 export type CommandLine =
@@ -88,13 +86,7 @@ export function parseConfig(
   const config = configOf(settings, segments);
   if (config.registry === 'static') checkStatic(config);
   if (config.registry === 'embedded') checkEmbedded(config);
-  for (const network of config.networks) {
-    if (network.family === 6 && config.mtu !== undefined && config.mtu < MTU_LEAST_IPV6) {
-      throw new UsageError(
-        `--mtu ${config.mtu}: expected at least ${MTU_LEAST_IPV6}, which IPv6 --network ${network.text} needs`,
-      );
-    }
-  }
+  checkMtu(config);
   return { kind: 'run', config };
 }
 

@@ -3,6 +3,7 @@ import { type Config, OPTIONS, type RegistryKind, type Settings, UsageError, wis
 import type { ConfigFile, Found, Given } from './config-sources.js';
 import { makeNetworkConfig } from './control/allocation.js';
 import { contains } from './control/cidr.js';
+import { MTU_LEAST_IPV6 } from './control/underlay.js';
 import { OF_ETCD } from './flannel-options.js';
 
 /** Which registry, and what says so. */
@@ -59,6 +60,12 @@ export function checkMode({ mode, registry, sourceCheck, macTable, macsPerPeer }
       `--${OPTIONS.macsPerPeer.flag} ${macsPerPeer}: expected at most --${OPTIONS.macTable.flag}, ${macTable}`,
     );
   }
+}
+
+export function checkMtu({ mtu, networks }: Config): void {
+  const network = networks.find(({ family }) => family === 6);
+  if (!network || mtu === undefined || mtu >= MTU_LEAST_IPV6) return;
+  throw new UsageError(`--mtu ${mtu}: expected at least ${MTU_LEAST_IPV6}, which IPv6 --network ${network.text} needs`);
 }
 
 /** A mistake if it was given at all. */

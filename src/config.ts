@@ -272,7 +272,7 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     default: '86400',
     expects: 'seconds, 0 to 9999999999',
     check: needed(wholeNumber(0, 9_999_999_999)),
-    help: 'embedded: how old what we remember may be to forward with it while the registry is away',
+    help: 'how old what we remember may be while the registry is away: embedded: to forward with it; etcd: to start with it',
     example: '--stale-limit 3600',
   },
   subnets: {

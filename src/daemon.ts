@@ -5,7 +5,7 @@
 import { join } from 'node:path';
 import { type Config, DIRECTORY, type Segment, wishOf } from './config.js';
 import { Applier } from './control/apply.js';
-import { type Address, addressOf, type Cidr, cidrOf, contains, textOf } from './control/cidr.js';
+import { type Address, addressOf, type Cidr, cidrOf, contains, parsePrefixOf, textOf } from './control/cidr.js';
 import { Dataplane } from './control/dataplane.js';
 import { DirectPeers } from './control/direct-peers.js';
 import type { EventLog } from './control/event-log.js';
@@ -17,7 +17,7 @@ import { OwnMacsWatch } from './control/own-macs.js';
 import { PathMtu } from './control/path-mtu.js';
 import type { HostRouting, Self } from './control/plan.js';
 import { findUnderlay, type Underlay } from './control/underlay.js';
-import { findVteps, interfaceTexts, macsOf, removeLeftovers, setUpDevice } from './device-setup.js';
+import { findVteps, interfaceTexts, macOf, macsOf, removeLeftovers, setUpDevice } from './device-setup.js';
 import { Devices } from './devices.js';
 import { readinessOf, STARTING, serveAll } from './endpoints.js';
 import { engineSettingsFor, memoryFor } from './engine-options.js';
@@ -27,7 +27,7 @@ import { notify } from './host/notify.js';
 import { readOwnMacs } from './host/own-macs.js';
 import { pathMtus } from './host/path-mtu.js';
 import { pathsTo } from './host/routes.js';
-import { writeSubnetFile } from './host/subnet-file.js';
+import { readSubnetFile, writeSubnetFile } from './host/subnet-file.js';
 import { offloadNames } from './io/offloads.js';
 import { type Readiness, serveHttp } from './observe/http.js';
 import { checkPublicIps, deviceNames, mtusOf, type Overlay, overlayOf, vtepAddresses } from './overlay.js';
@@ -55,9 +55,10 @@ export async function startDaemon(
   again = false,
 ): Promise<Daemon> {
   const undo: (() => void | Promise<void>)[] = [];
-  const run: Run = { config, version, log, signal, undo, again, keepDevice: config.keepDevice, end: () => {} };
+  const run: Run = { config, version, log, signal, undo, again, letGo: () => {}, end: () => {} };
   const stop = async (keepDevice = config.keepDevice): Promise<void> => {
-    run.keepDevice = keepDevice;
+    // First of all: it takes no time, and holds even if the rest does not come to an end.
+    run.letGo(keepDevice);
     for (let step = undo.pop(); step; step = undo.pop()) await step();
   };
   const ended = new Promise<End>((resolve) => {
@@ -80,11 +81,13 @@ interface Run {
   readonly undo: (() => void | Promise<void>)[];
   readonly again: boolean;
   end: (why: End) => void;
-  keepDevice: boolean;
+  /** Says whether the devices stay when their descriptors are closed. */
+  letGo: (keepDevice: boolean) => void;
 }
 
 async function start(run: Run): Promise<void> {
   const { config, version, log, signal, undo } = run;
+  let ready = false;
   let readiness = (): Readiness => STARTING;
   if (config.healthAddress) {
     const health = await serveHttp({ ...config.healthAddress, only: 'health', ready: () => readiness() });
@@ -92,6 +95,7 @@ async function start(run: Run): Promise<void> {
   }
   const wish = { ...config, outside: config.registry === 'etcd' };
   let underlay = await findUnderlay(wish);
+  if (config.registry === 'etcd') log.info('underlay', describedUnderlay(underlay));
   let gate = (_until: number): void => {};
   const candidate = await openRegistry({
     wish: config,
@@ -119,8 +123,19 @@ async function start(run: Run): Promise<void> {
   for (const { bridge } of segments) if (bridge !== undefined) await checkBridge(bridge);
   const dataplane = new Dataplane({ workers, log, memory: memoryFor(overlay) });
   gate = (until) => dataplane.setGate(until);
-  const ownMacs = new OwnMacsWatch({ memory: dataplane.memory, devices: names, query: readOwnMacs, log });
   let setUp = async (_network: number): Promise<void> => {};
+  let vtepMac = (_network: number): Uint8Array | undefined => undefined;
+  const ownMacs = new OwnMacsWatch({
+    memory: dataplane.memory,
+    devices: names,
+    query: readOwnMacs,
+    wanted: (network) => vtepMac(network),
+    restore: async (network) => {
+      await setUp(network);
+      if (ready) await host.look(); // the kernel forgets a device's neighbours with its MAC
+    },
+    log,
+  });
   const devices = new Devices({
     wishes: names.map((name, network) => ({ name, kind: mode === 'l2' ? 'tap' : 'tun', setUp: () => setUp(network) })),
     workers,
@@ -141,11 +156,20 @@ async function start(run: Run): Promise<void> {
     log.warn('device_taken_over', { device: name, from: "the kernel's vxlan", mac: 'kept' });
     await removeDevice(name);
   }
+  if (overlay.routing === 'vxlan') vtepMac = (network) => macOf(member, segments[network].family);
   setUp = (network) => setUpDevice(network, { overlay, member, names, mtus, ownMacs, log });
   const sockets = openSockets(underlay, port, overlay);
   undo.push(() => sockets.close());
 
-  const host = new HostForwarding({ networks, devices: overlay.routing === 'vxlan' ? names : [], log });
+  const former = member.subnetFile === undefined ? undefined : await readSubnetFile(member.subnetFile, parsePrefixOf);
+  const host = new HostForwarding({
+    networks: [...networks, ...(former?.networks ?? [])],
+    devices: overlay.routing === 'vxlan' ? names : [],
+    restore: async () => {
+      for (const network of names.keys()) await setUp(network);
+    },
+    log,
+  });
   const applier = new Applier(dataplane.tables, host);
   const direct = new DirectPeers(pathsTo, log);
   const loop = new ControlLoop({
@@ -166,7 +190,6 @@ async function start(run: Run): Promise<void> {
     log,
     query: (addresses) => pathMtus(addresses, (address) => sourceFor(address, underlay.addresses)),
   });
-  let ready = false;
   readiness = () => readinessOf(ready && dataplane.running === workers, member.forwards(), loop.state);
   if (config.metricsAddress) {
     const parts = { overlay, member, mtus, dataplane, applier, host, loop, pathMtu };
@@ -183,8 +206,7 @@ async function start(run: Run): Promise<void> {
   };
   undo.push(() => devices.close());
   undo.push(() => dataplane.stop());
-  // First of all when stopping: it takes no time, and holds even if the rest does not come to an end.
-  undo.push(() => devices.persist(run.keepDevice, !ready));
+  run.letGo = (keepDevice) => devices.persist(keepDevice, !ready);
   const deviceFds = await openDevices();
   const offloads = devices.offloads & sockets.offloads;
   await dataplane.start({
@@ -241,12 +263,7 @@ async function start(run: Run): Promise<void> {
     ...devicesOf(overlay, member, mtus, devices.reused),
     ...(subnets.length > 0 ? { networks: texts(networks), subnets: texts(subnets) } : {}),
     lease: member.lease,
-    underlay: {
-      interface: underlay.interface,
-      mtu: underlay.mtu,
-      addresses: texts(underlay.addresses),
-      ...(workers > 0 ? { port } : {}),
-    },
+    underlay: { ...describedUnderlay(underlay), ...(workers > 0 ? { port } : {}) },
     peers: dataplane.tables.peerCount,
     ...(mode === 'l2' ? {} : { routes: dataplane.tables.routeCount }),
     workers,
@@ -296,6 +313,13 @@ const prefixesOf = (segments: readonly Segment[], underlay: Underlay): Cidr[] =>
   segments
     .flatMap(({ addresses }) => addresses.map(({ bytes, length }) => cidrOf(bytes, length)))
     .filter((prefix) => !underlay.addresses.some(({ bytes }) => contains(prefix, { bytes, length: bytes.length * 8 })));
+
+/** For log lines; what others are told is said where it is something else. */
+function describedUnderlay(underlay: Underlay): Record<string, unknown> {
+  const { interface: name, mtu, addresses, publicAddresses } = underlay;
+  const [own, told] = [texts(addresses), texts(publicAddresses)];
+  return { interface: name, mtu, addresses: own, ...(own.join() === told.join() ? {} : { public: told }) };
+}
 
 /** For the ready line: the devices, or the MTU alone where there is none. */
 function devicesOf(

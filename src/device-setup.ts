@@ -46,7 +46,7 @@ export const interfaceTexts = (addresses: readonly InterfaceAddress[]): string[]
   addresses.map(({ text, length }) => `${text}/${length}`);
 
 /** The MAC that the others know our device of this family by, six bytes. */
-function macOf({ macs }: Pick<Membership, 'macs'>, family: 4 | 6 | undefined): Uint8Array | undefined {
+export function macOf({ macs }: Pick<Membership, 'macs'>, family: 4 | 6 | undefined): Uint8Array | undefined {
   const text = family && macs?.[family];
   return text === undefined ? undefined : parseMac(text).bytes;
 }

@@ -39,7 +39,7 @@ Exit codes: 0 written, 1 could not be written, 2 wrong usage.
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-export interface DockerOpts {
+interface DockerOpts {
   /** flannel's subnet.env. */
   readonly from: string;
   readonly to: string;
@@ -147,7 +147,7 @@ function readSubnetEnv(path: string): Map<string, string> {
  * The output. Options that `env` has already, one by one or in the variable of all, are taken along as the script does; the order is
  * that of their names.
  */
-export function formatDockerOpts(
+function formatDockerOpts(
   subnet: ReadonlyMap<string, string>,
   { individual, combined, key, ipMasq }: Omit<DockerOpts, 'from' | 'to'>,
   env: Environment,

@@ -96,7 +96,7 @@ const TRUTH = 'true or false';
 const FILE = 'a file';
 const ETCD = "etcd, in flannel's keys:";
 const HOST = 'Host rules and health, as flannel has them:';
-const IGNORED = 'Flags of flannel that are refused (Kubernetes is not supported yet) or do nothing:';
+const IGNORED = 'Flags of flannel that are refused (Kubernetes is not supported yet), or do little or nothing:';
 
 /** A name that the kernel takes for an interface. */
 export const interfaceName = (text: string): string => (/^[^\s/:-][^\s/:]{0,14}$/.test(text) ? text : wrong());
@@ -386,7 +386,7 @@ export const FLANNEL_OPTIONS: Rows<Exclude<keyof FlannelSettings, Underlay>> = {
     default: '0',
     expects: 'a port, 1 to 65535, or 0 for none',
     check: needed(wholeNumber(0, 65_535)),
-    help: 'and at which port',
+    help: 'and at which port; 0: nowhere',
     example: '--healthz-port 8471',
   },
   verbosity: {

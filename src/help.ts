@@ -68,6 +68,8 @@ In the place of flanneld on an etcd cluster, with its flags; the networks and th
   # weft docker-opts
 or with its environment, FLANNELD_ETCD_ENDPOINTS and so on:
   # weftd
+or, where flanneld is told nothing of etcd, because that is on the same host:
+  # weftd --registry etcd -ip-masq
 
 The hosts of one machine (network namespaces) find each other and their subnets by themselves; the first says the network:
   a# weftd --network 10.5.0.0/16 --iface eth0
@@ -112,5 +114,5 @@ From a file, with metrics:
 
 A peer may also have "port", "mtu" (what the underlay carries to it, in bytes) and, in layer 3, "ecn": true (it is weft
 as well). In layer 2 it is in all our networks unless "vnis" says which.
-Exit codes: 0 stopped by a signal, 1 could not set up or failed, 2 wrong usage.
+Exit codes: 0 stopped by a signal, or our lease was revoked, 1 could not set up or failed, 2 wrong usage.
 `;

@@ -239,7 +239,10 @@ export class EtcdClient {
   async #dial(): Promise<EtcdSession> {
     const { signal } = this.#closed;
     const others = new AbortController();
-    const stop = AbortSignal.any([signal, others.signal]);
+    const stop = others.signal;
+    const end = (): void => others.abort();
+    signal.addEventListener('abort', end, { once: true });
+    if (signal.aborted) end();
     const start = Math.floor(Math.random() * this.#endpoints.length);
     const order = [...this.#endpoints.slice(start), ...this.#endpoints.slice(0, start)].sort(
       (a, b) => Number(a === this.#suspect) - Number(b === this.#suspect),
@@ -266,6 +269,7 @@ export class EtcdClient {
       if (!(error instanceof AggregateError)) throw error;
       throw noneOf(error.errors.map((one) => this.#asEtcdError(one)));
     } finally {
+      signal.removeEventListener('abort', end);
       others.abort();
     }
   }

@@ -47,7 +47,8 @@ export function parseEndpoint(text: string, { keyFile, certFile, caFile }: TlsFi
   const port = Number(match?.[2] ?? PORT);
   const known = scheme === undefined || /^https?$/i.test(scheme);
   if (!match || !known || port < 1 || port > 65535) {
-    throw new SetupError('BAD_ENDPOINT', `--etcd-endpoints ${text}: expected http://host:port or https://host:port`);
+    const said = text.replace(/\/\/[^/@]*@/, '//…@'); // a password is nobody's business
+    throw new SetupError('BAD_ENDPOINT', `--etcd-endpoints ${said}: expected http://host:port or https://host:port`);
   }
   const tls = scheme === undefined ? (keyFile ?? certFile ?? caFile) !== undefined : scheme.toLowerCase() === 'https';
   const [, host] = match;

@@ -1,12 +1,13 @@
 /**
  * All leases of a flannel network as etcd has them, and the peers that they come to.
  *
- * A lease is used whole or not at all. One that does not parse, is of another backend, or cannot be true together with another
- * (one subnet, address or MAC twice) is passed over, and said once; of two, the one that was made first holds, and against
- * this host's own nobody's. So whatever is in etcd, what comes out is a set of records that a plan can be made of.
+ * A lease is used whole or not at all. One that does not parse, is of another backend, or cannot be true together with another is
+ * passed over, and said once. Against this host's own nobody's holds. Of two hosts with one address or MAC the one that wrote
+ * last is the living one; of two with one subnet the one that had it first holds it. Several leases of one host (one address,
+ * and one MAC where there is one) are one peer with all their subnets. So whatever is in etcd, what comes out is a set of
+ * records that a plan can be made of, and the same one on every host.
  */
-import type { Address, Cidr } from './cidr.js';
-import { contains } from './cidr.js';
+import { type Address, type Cidr, contains, parseAddress } from './cidr.js';
 import type { KeyEvent, KeyValue } from './etcd-client.js';
 import type { EventLog } from './event-log.js';
 import type { FlannelConfig } from './flannel-config.js';
@@ -41,6 +42,8 @@ interface Entry {
   /** Last part of the key. */
   readonly name: string;
   readonly createRevision: number;
+  /** A renewal changes it. */
+  modRevision: number;
   readonly value: string;
   /** Or why there is none. */
   readonly peer: Peer | string;
@@ -49,9 +52,15 @@ interface Entry {
 /** A lease as others use it. */
 interface Peer {
   readonly subnets: readonly Cidr[];
-  /** Addresses and MACs: what nobody else may have. */
-  readonly claims: readonly string[];
+  /** Where it is, once for each underlay family that it is reached by. */
+  readonly places: readonly Place[];
   readonly records: readonly PeerRecord[];
+}
+
+interface Place {
+  readonly address: string;
+  /** With its family: a MAC is of a device, and there is one for each. Empty: there is none. */
+  readonly mac: string;
 }
 
 export class EtcdLeases {
@@ -101,13 +110,15 @@ export class EtcdLeases {
   }
 
   /** A renewal says nothing new, and costs nothing. */
-  #put({ key, value, createRevision }: KeyValue, before: Entry | undefined): void {
+  #put({ key, value, createRevision, modRevision }: KeyValue, before: Entry | undefined): void {
     const name = this.#nameOf(key);
     if (before?.value === value && before.createRevision === createRevision) {
+      before.modRevision = modRevision;
       this.#entries.set(name, before);
+      if (this.#claims.isContested(before.peer)) this.#dirty = true;
       return;
     }
-    const entry = { name, createRevision, value, peer: this.#read(name, value) };
+    const entry = { name, createRevision, modRevision, value, peer: this.#read(name, value) };
     this.#entries.set(name, entry);
     if (before || createRevision <= this.#newest) this.#dirty = true;
     else this.#fresh.push(entry);
@@ -133,14 +144,14 @@ export class EtcdLeases {
       const network = pools.find(({ family }) => family === subnet.family)?.network;
       if (network && !contains(network, subnet)) throw new RangeError(`${subnet.text} is not in ${network.text}`);
     }
-    if (backend.type === 'alloc') return { subnets, claims: [], records: [] };
+    if (backend.type === 'alloc') return { subnets, places: [], records: [] };
     const port = 'port' in backend ? backend.port : 0;
     const addressOf = (family: Family): Address => {
       const address = family === 4 ? lease.publicIp : lease.publicIpv6;
       if (!address) throw new RangeError(`no public IPv${family} address`);
       const { bytes, text } = address;
-      const within = pools.find(({ network }) => contains(network, { bytes, length: bytes.length * 8 }));
-      if (within) throw new RangeError(`its address ${text} lies in the network ${within.network.text}`);
+      const own = all.find((subnet) => contains(subnet, { bytes, length: bytes.length * 8 }));
+      if (own) throw new RangeError(`its address ${text} lies in its own subnet ${own.text}`);
       if (!families.includes(family)) throw new RangeError(`${text} is IPv${family}, of which our underlay has none`);
       return address;
     };
@@ -148,97 +159,185 @@ export class EtcdLeases {
       const address = addressOf(pools[0].family).text;
       const texts = subnets.map(({ text }) => text);
       const record = makeRecord({ id: name, name, address, port, subnets: texts, ecn: false });
-      return { subnets, claims: [address], records: [record] };
+      return { subnets, places: [{ address, mac: '' }], records: [record] };
     }
-    const claims: string[] = [];
+    const places: Place[] = [];
     const records = subnets.map((subnet) => {
       const { family, text } = subnet;
       const address = addressOf(family).text;
       const mac = lease.macs[family];
       if (backend.type === 'vxlan' && mac === undefined) throw new RangeError(`no VtepMAC for IPv${family}`);
-      claims.push(address, ...(mac === undefined ? [] : [claimOf(family, mac)]));
+      places.push({ address, mac: mac === undefined ? '' : macOf(family, mac) });
       const id = text.replace('/', '-');
       const macs = mac === undefined ? [] : [{ mac }];
       return makeRecord({ id, name: id, address, port, subnets: [text], macs, ecn: backend.type === 'vxlan' });
     });
-    return { subnets, claims, records };
+    return { subnets, places, records };
   }
 
-  /** The oldest first. */
   #resolveAll(own: Own): void {
     this.#own = own;
     this.#claims = new Claims(own);
     this.#newest = 0;
-    const before = { records: this.#records, skipped: this.#skipped };
+    const { records, skipped } = { records: this.#records, skipped: this.#skipped };
     this.#records = new Map();
     this.#skipped = new Set();
-    this.#resolve([...this.#entries.values()], own, before.skipped);
+    const reasons = new Map<string, string>();
+    const sound = [...this.#entries.values()].filter(({ name, createRevision, peer }) => {
+      this.#newest = Math.max(this.#newest, createRevision);
+      if (typeof peer === 'string') reasons.set(name, peer);
+      return typeof peer !== 'string';
+    });
+    const living = sound.sort(byWriting).filter((entry) => this.#settle(entry, own, reasons));
+    for (const entry of living.sort(byAge)) this.#admit(entry, reasons);
+    for (const [name, reason] of reasons) if (name !== own.key) this.#skip(name, reason, skipped);
+    this.#fresh = [];
     this.#dirty = false;
-    if (sameRecords(this.#records, before.records)) this.#records = before.records;
+    if (sameRecords(this.#records, records)) this.#records = records;
   }
 
+  /** False: it is ours, or not where it says that it is. */
+  #settle({ name, peer }: Entry, own: Own, reasons: Map<string, string>): boolean {
+    if (typeof peer === 'string' || name === own.key) return false;
+    const reason = this.#claims.placeConflict(peer);
+    if (reason === undefined) this.#claims.place(name, peer);
+    else reasons.set(name, reason);
+    return reason === undefined;
+  }
+
+  #admit({ name, peer }: Entry, reasons: Map<string, string>): void {
+    if (typeof peer === 'string') return;
+    const reason = this.#claims.subnetConflict(peer);
+    if (reason !== undefined) {
+      reasons.set(name, reason);
+      return;
+    }
+    this.#claims.take(peer);
+    for (const record of peer.records) {
+      const first = this.#claims.recordAt(record);
+      this.#records.set(first.id, merged(this.#records.get(first.id), record));
+    }
+  }
+
+  /** The same for what is newer than all the rest, and meets nothing of it; else all is looked at again. */
   #resolveFresh(own: Own): void {
     // One may have come and gone, or changed again.
     const fresh = this.#fresh.filter((entry) => this.#entries.get(entry.name) === entry);
     this.#records = new Map(this.#records);
-    this.#resolve(fresh, own, this.#skipped);
+    const reasons = new Map<string, string>();
+    for (const entry of fresh.sort(byAge)) {
+      const { name, peer, createRevision } = entry;
+      this.#newest = Math.max(this.#newest, createRevision);
+      if (typeof peer === 'string') reasons.set(name, peer);
+      else if (this.#claims.meets(peer)) {
+        this.#resolveAll(own);
+        return;
+      } else if (this.#settle(entry, own, reasons)) this.#admit(entry, reasons);
+    }
+    for (const [name, reason] of reasons) if (name !== own.key) this.#skip(name, reason, this.#skipped);
+    this.#fresh = [];
   }
 
-  /** `said`: leases that are known to be passed over. */
-  #resolve(entries: Entry[], own: Own, said: ReadonlySet<string>): void {
-    for (const { name, createRevision, peer } of entries.sort(byAge)) {
-      this.#newest = Math.max(this.#newest, createRevision);
-      if (name === own.key) continue;
-      const reason = typeof peer === 'string' ? peer : this.#claims.conflictOf(peer);
-      if (typeof peer === 'string' || reason !== undefined) {
-        if (!said.has(name)) this.#options.log.warn('lease_skipped', { lease: name, reason });
-        this.#skipped.add(name);
-        continue;
-      }
-      this.#claims.add(name, peer);
-      for (const record of peer.records) this.#records.set(record.id, record);
-    }
-    this.#fresh = [];
+  #skip(name: string, reason: string, said: ReadonlySet<string>): void {
+    if (!said.has(name)) this.#options.log.warn('lease_skipped', { lease: name, reason });
+    this.#skipped.add(name);
   }
 }
 
+const byName = (a: Entry, b: Entry): number => (a.name < b.name ? -1 : 1);
 /** The order in which they were made. */
-const byAge = (a: Entry, b: Entry): number => a.createRevision - b.createRevision || (a.name < b.name ? -1 : 1);
+const byAge = (a: Entry, b: Entry): number => a.createRevision - b.createRevision || byName(a, b);
+/** Who wrote last comes first. */
+const byWriting = (a: Entry, b: Entry): number => b.modRevision - a.modRevision || byName(a, b);
 
-/** What one host has, and no other can have. */
+/** A peer's records of several leases, as one. */
+function merged(first: PeerRecord | undefined, other: PeerRecord): PeerRecord {
+  if (!first) return other;
+  return makeRecord({ ...first, subnets: [...new Set([...first.subnets, ...other.subnets])] });
+}
+
+/** Whose which subnet, address and MAC is. */
 class Claims {
+  readonly #own: Own | undefined;
   readonly #ours = new PrefixSet();
   readonly #others = new PrefixSet();
-  /** Whose an address or MAC is. */
-  readonly #holders = new Map<string, string>();
+  /** By address, and by MAC: the lease that says so, and the MAC or address beside it. */
+  readonly #addresses = new Map<string, { readonly name: string; readonly mac: string }>();
+  readonly #macs = new Map<string, { readonly name: string; readonly address: string }>();
+  /** The first record at an address. */
+  readonly #records = new Map<string, PeerRecord>();
+  /** Addresses and MACs that more than one lease has. */
+  readonly #contested = new Set<string>();
 
   constructor(own?: Own) {
+    this.#own = own;
     for (const subnet of own?.subnets ?? []) this.#ours.add(subnet);
-    for (const { text } of own?.addresses ?? []) this.#holders.set(text, 'this host');
+    for (const { text } of own?.addresses ?? []) this.#addresses.set(text, { name: 'this host', mac: 'ours' });
     for (const family of [4, 6] as const) {
       const mac = own?.macs[family];
-      if (mac !== undefined) this.#holders.set(claimOf(family, mac), 'this host');
+      if (mac !== undefined) this.#macs.set(macOf(family, mac), { name: 'this host', address: 'ours' });
     }
   }
 
-  add(name: string, { subnets, claims }: Peer): void {
-    for (const subnet of subnets) this.#others.add(subnet);
-    for (const claim of claims) this.#holders.set(claim, name);
+  isContested(peer: Peer | string): boolean {
+    if (typeof peer === 'string') return false;
+    return peer.places.some(({ address, mac }) => this.#contested.has(address) || this.#contested.has(mac));
   }
 
-  /** Why this one cannot be true as well; undefined: it can. */
-  conflictOf({ subnets, claims }: Peer): string | undefined {
+  /** Somebody has one of its addresses or MACs. */
+  meets({ places }: Peer): boolean {
+    return places.some(({ address, mac }) => this.#addresses.has(address) || this.#macs.has(mac));
+  }
+
+  /** Why it cannot be where it says; undefined: it can. */
+  placeConflict({ places }: Peer): string | undefined {
+    let reason: string | undefined;
+    for (const { address, mac } of places) {
+      const there = this.#addresses.get(address);
+      const same = mac === '' ? undefined : this.#macs.get(mac);
+      if (there) this.#contested.add(address);
+      if (same) this.#contested.add(mac);
+      if (there && there.mac !== mac) reason ??= `${address} is also that of ${there.name}`;
+      if (same && same.address !== address) reason ??= `${mac} is also that of ${same.name}`;
+    }
+    return reason;
+  }
+
+  place(name: string, { places }: Peer): void {
+    for (const { address, mac } of places) {
+      this.#addresses.set(address, { name, mac });
+      if (mac !== '') this.#macs.set(mac, { name, address });
+    }
+  }
+
+  /** Why its subnets cannot be its own; undefined: they can. */
+  subnetConflict({ subnets, places }: Peer): string | undefined {
     const ours = subnets.find((one) => this.#ours.overlaps(one));
     if (ours) return `${ours.text} overlaps our own subnet`;
     const others = subnets.find((one) => this.#others.overlaps(one));
     if (others) return `${others.text} overlaps the subnet of an older lease`;
-    const claim = claims.find((one) => this.#holders.has(one));
-    return claim === undefined ? undefined : `${claim} is also that of ${this.#holders.get(claim)}`;
+    const inside = this.#own?.subnets.find((subnet) => places.some(({ address }) => isIn(subnet, address)));
+    return inside && `its address lies in our own subnet ${inside.text}`;
+  }
+
+  take({ subnets }: Peer): void {
+    for (const subnet of subnets) this.#others.add(subnet);
+  }
+
+  /** The record that this one is merged into: itself, if it is the first at its address. */
+  recordAt(record: PeerRecord): PeerRecord {
+    const first = this.#records.get(record.address) ?? record;
+    this.#records.set(record.address, first);
+    return first;
   }
 }
 
-/** MACs are of a device, and there is one for each family. */
-const claimOf = (family: Family, mac: string): string => `${mac} of IPv${family}`;
+const macOf = (family: Family, mac: string): string => `${mac} of IPv${family}`;
+
+function isIn(subnet: Cidr, address: string): boolean {
+  const { bytes } = parseAddress(address);
+  return contains(subnet, { bytes, length: bytes.length * 8 });
+}
 
 const sameRecords = (a: ReadonlyMap<string, PeerRecord>, b: ReadonlyMap<string, PeerRecord>): boolean =>
   a.size === b.size &&

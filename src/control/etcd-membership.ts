@@ -72,21 +72,23 @@ const SAVE_EVERY = 1000;
 
 /** What is remembered besides the leases. */
 interface Memory {
+  readonly endpoints: readonly string[];
   readonly config: FlannelConfig;
   /** Of our VXLAN devices. */
   readonly macs: MacsByFamily;
 }
 
 const memorySchema = v.object({
+  endpoints: v.array(v.string()),
   config: v.string(),
   macs: v.object({ 4: v.optional(v.string()), 6: v.optional(v.string()) }),
 });
 
 const MEMORY: Codec<Memory> = {
-  toJson: ({ config, macs }) => ({ config: config.text, macs }),
+  toJson: ({ endpoints, config, macs }) => ({ endpoints, config: config.text, macs }),
   fromJson: (json) => {
-    const { config, macs } = v.parse(memorySchema, json);
-    return { config: readFlannelConfig(config), macs };
+    const { endpoints, config, macs } = v.parse(memorySchema, json);
+    return { endpoints, config: readFlannelConfig(config), macs };
   },
 };
 
@@ -98,7 +100,7 @@ interface Warm {
 
 /** Connects, and waits for the configuration. Rejects with a SetupError, or what `signal` aborts with. */
 export async function openEtcd(options: EtcdOptions): Promise<Candidate> {
-  const { log, stateDir, addresses, endpoints, prefix, signal } = options;
+  const { log, stateDir, addresses, prefix, signal } = options;
   const client = new EtcdClient(options);
   const clock = options.clock ?? systemClock();
   let state: State<Memory> | undefined;
@@ -110,8 +112,9 @@ export async function openEtcd(options: EtcdOptions): Promise<Candidate> {
   };
   try {
     state = State.openFor(MEMORY, resolve(stateDir), clock, log);
-    const owner = `etcd ${[...endpoints].sort().join()} ${prefix} ${addresses[0].text}`;
-    const opened = await new Opening(options, client, state.recall(owner)).run();
+    const owner = `etcd ${prefix} ${addresses[0].text}`;
+    const remembered = ofThatEtcd(state.recall(owner), options);
+    const opened = await new Opening(options, client, remembered).run();
     signal.throwIfAborted();
     const { config } = opened;
     for (const reason of config.warnings) log.warn('config_ignored', { reason });
@@ -124,6 +127,17 @@ export async function openEtcd(options: EtcdOptions): Promise<Candidate> {
   } finally {
     signal.removeEventListener('abort', giveUp);
   }
+}
+
+/** A cluster's members come and go; one that has none of them in common is another cluster. */
+function ofThatEtcd(
+  remembered: Remembered<Memory> | undefined,
+  { endpoints, stateDir, log }: EtcdOptions,
+): Remembered<Memory> | undefined {
+  const before = remembered?.config.endpoints ?? [];
+  if (!remembered || before.some((one) => endpoints.includes(one))) return remembered;
+  log.warn('state_ignored', { directory: stateDir, of: before.join(), we: endpoints.join() });
+  return undefined;
 }
 
 /** Of the underlay that the overlay's hosts reach each other by: flannel's udp has IPv4, and IPv6 where there is nothing else. */
@@ -189,7 +203,7 @@ class Opening {
         const warm = this.#warm(error);
         if (warm) return { config: warm.remembered.config.config, warm };
         if (error.kind !== 'away') throw error;
-        this.#waiting.say(error.message);
+        this.#waiting.say(error.message + this.#tooOld());
         await sleep(backoff.next(), signal);
       }
     }
@@ -209,18 +223,20 @@ class Opening {
 
   /** undefined: there is nothing to start from, or it is too old. */
   #warm(error: EtcdError): Warm | undefined {
-    const { staleLimit, log } = this.#options;
     const remembered = this.#remembered;
-    if (!remembered) return undefined;
+    if (!remembered || this.#tooOld() !== '') return undefined;
     const since = new Date(remembered.confirmed).toISOString();
-    if (remembered.age > staleLimit * 1000) {
-      this.#waiting.say(
-        `${error.message}; what is remembered of it is from ${since}, older than --stale-limit ${staleLimit} allows`,
-      );
-      return undefined;
-    }
-    log.warn('warm_start', { reason: error.message, since });
+    this.#options.log.warn('warm_start', { reason: error.message, since });
     return { remembered, reason: troubleReason(error, this.#client.name) };
+  }
+
+  /** To be added to a reason; empty: it is not, or there is nothing. */
+  #tooOld(): string {
+    const { staleLimit } = this.#options;
+    const remembered = this.#remembered;
+    if (!remembered || remembered.age <= staleLimit * 1000) return '';
+    const since = new Date(remembered.confirmed).toISOString();
+    return `; what is remembered of it is from ${since}, older than --stale-limit ${staleLimit} allows`;
   }
 }
 
@@ -281,7 +297,7 @@ class EtcdCandidate implements Candidate {
       inner: registry,
       state,
       owner,
-      config: { config, macs },
+      config: { endpoints: options.endpoints, config, macs },
       subnets,
       // Often enough that a quiet etcd is never remembered as an old one.
       confirmEvery: Math.min(20_000, Math.max(500, (staleLimit * 1000) / 4)),

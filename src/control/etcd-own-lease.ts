@@ -19,7 +19,7 @@ import type { Clock } from '../host/clock.js';
 import { SetupError } from '../io/setup-error.js';
 import { CHOICE, chooseSubnets, fits } from './allocation.js';
 import type { BackendType } from './backend.js';
-import type { Address, Cidr } from './cidr.js';
+import { type Address, type Cidr, cidrOf } from './cidr.js';
 import { type EtcdClient, type KeyValue, type Listing, NO_LEASE } from './etcd-client.js';
 import type { EventLog } from './event-log.js';
 import type { FlannelConfig } from './flannel-config.js';
@@ -46,6 +46,9 @@ export interface OwnLeaseTimes {
 
 const TIMES: OwnLeaseTimes = { retry: 60_000, look: 60_000 };
 
+/** Milliseconds between looks for a configuration that is gone. */
+const CONFIG_EVERY = 1000;
+
 /** How often a subnet is chosen before something is thought to be wrong. */
 const ROUNDS = 100;
 /** Backends by which flannel's hosts reach each other over IPv6 too. */
@@ -58,7 +61,9 @@ export interface OwnLeaseOptions {
   /** Of the keys: `/coreos.com/network/subnets/`. */
   readonly prefix: string;
   readonly config: FlannelConfig;
-  /** Underlay addresses as others know us. */
+  /** That our sockets are bound to. */
+  readonly addresses: readonly Address[];
+  /** As others know us. */
   readonly publicAddresses: readonly Address[];
   /** Seconds. */
   readonly ttl: number;
@@ -114,6 +119,10 @@ export class OwnLease {
   /** Of etcd's leases, those that we have asked for and not yet put a key with. */
   readonly #granted = new Map<string, Deadline>();
   #trouble: string | undefined;
+  /** What lists that are looked at again and again say. */
+  readonly #addressesIn = new Map<string, readonly Address[]>();
+  /** The log says that it is not kept. */
+  #said = false;
   #dueAt = 0;
   #ended = false;
   #saidNotReused = false;
@@ -171,6 +180,7 @@ export class OwnLease {
       }
     } finally {
       grant.release(this.#held?.lease);
+      this.#addressesIn.clear();
     }
     throw new SetupError(
       'ETCD_RACE',
@@ -192,6 +202,7 @@ export class OwnLease {
   /** Does at once what is overdue: etcd is back. */
   hurry(): void {
     if (this.#trouble === undefined && this.#held && this.#now() < this.#dueAt) return;
+    this.#setTrouble(undefined); // of an etcd that was away; what is wrong still will be said again
     this.#dueAt = 0;
     this.#bell.ring();
   }
@@ -279,39 +290,54 @@ export class OwnLease {
     this.#options.revoked();
   }
 
-  async #keep(): Promise<void> {
+  /** Until the bell rings, or `close`. */
+  async #pause(milliseconds: number): Promise<void> {
     const { signal } = this.#closed;
+    const waiting = new AbortController();
+    const end = (): void => waiting.abort();
+    signal.addEventListener('abort', end, { once: true });
+    if (signal.aborted) end();
+    await Promise.race([sleep(milliseconds, waiting.signal), this.#bell.wait(waiting.signal)]);
+    end();
+    signal.removeEventListener('abort', end);
+    this.#bell.silence();
+  }
+
+  async #keep(): Promise<void> {
     while (!this.#over) {
-      const wait = Math.min(this.#times.look, Math.max(0, this.#dueAt - this.#now()));
-      const waiting = new AbortController();
-      const either = AbortSignal.any([signal, waiting.signal]);
-      await Promise.race([sleep(wait, either), this.#bell.wait(either)]);
-      waiting.abort();
-      this.#bell.silence();
+      await this.#pause(Math.min(this.#times.look, Math.max(0, this.#dueAt - this.#now())));
       if (this.#over) return;
       this.#sayEnd();
       if (this.#now() < this.#dueAt) continue;
       try {
         if (this.#held) await this.#renew(this.#held);
         else await this.#acquireAgain();
-        if (this.#trouble !== undefined) this.#options.log.info('lease_kept', { lease: this.#held?.name });
+        if (this.#said && this.#held && !this.#over) this.#options.log.info('lease_kept', { lease: this.#held.name });
+        this.#said = false;
         this.#setTrouble(undefined);
       } catch (error) {
         if (this.#over) return;
-        this.#dueAt = this.#now() + Math.min(this.#times.retry, Math.max(1000, (this.#options.ttl * 1000) / 6));
+        this.#dueAt = this.#now() + this.#retryAfter(error);
         this.#setTrouble(error);
       }
     }
   }
 
+  #retryAfter(error: unknown): number {
+    if (error instanceof SetupError && error.code === 'NO_CONFIG') return CONFIG_EVERY;
+    return Math.min(this.#times.retry, Math.max(1000, (this.#options.ttl * 1000) / 6));
+  }
+
   /** The reason stays what it was when it began. */
   #setTrouble(error: unknown): void {
     if ((error === undefined) === (this.#trouble === undefined)) return;
-    if (error !== undefined) {
+    const reason = error === undefined ? undefined : reasonOf(error);
+    if (reason !== undefined && !this.#said) {
       const lease = this.#held?.name ?? formatLeaseKey(this.#inUse);
-      this.#options.log.warn('lease_not_kept', { lease, reason: reasonOf(error) });
+      this.#options.log.warn('lease_not_kept', { lease, reason });
+      this.#said = true;
     }
-    this.#trouble = error === undefined ? undefined : `our lease is not kept: ${reasonOf(error)}`;
+    this.#trouble = reason && `our lease is not kept: ${reason}`;
     this.#options.changed();
   }
 
@@ -376,7 +402,10 @@ export class OwnLease {
   ): Promise<Acquired | { readonly listing: Listing }> {
     const { client, prefix, config, log } = this.#options;
     const ours = this.#ours(listing);
-    const usable = ours.find(({ subnets }) => fits(subnets, config));
+    const usable = this.#best(
+      ours.filter(({ subnets }) => fits(subnets, config)),
+      prefer,
+    );
     if (!this.#macs) this.#macs = this.#chooseMacs(macs, (usable ?? ours[0])?.attributes.macs ?? {});
     if (usable) return this.#put(usable.entry, usable.subnets, 'taken over', grant);
     const [useless] = ours;
@@ -387,6 +416,7 @@ export class OwnLease {
       return { listing: answer };
     }
     const taken = takenIn(listing, prefix);
+    this.#keepApart(taken, listing);
     if (fits(prefer, config) && !prefer.some((subnet) => taken.overlaps(subnet))) {
       return this.#put(undefined, prefer, 'reused', grant);
     }
@@ -404,8 +434,30 @@ export class OwnLease {
     return this.#put(undefined, chosen, 'new', grant);
   }
 
+  /** Of several that are ours: the one in use, else one that somebody has reserved, else the one we had, else the first. */
+  #best(ours: readonly Ours[], prefer: readonly Cidr[]): Ours | undefined {
+    const of = (subnets: readonly Cidr[]): Ours | undefined => {
+      const name = subnets.length > 0 ? formatLeaseKey(subnets) : undefined;
+      return ours.find(({ entry }) => entry.key === `${this.#options.prefix}${name}`);
+    };
+    return of(this.#inUse) ?? ours.find(({ entry }) => entry.lease === NO_LEASE) ?? of(prefer) ?? ours[0];
+  }
+
+  /** No subnet of ours may have an underlay address in it, ours or another's. */
+  #keepApart(taken: PrefixSet, { keys }: Listing): void {
+    const { addresses, publicAddresses } = this.#options;
+    const others = keys.flatMap(({ value }) => {
+      const known = this.#addressesIn.get(value) ?? addressesIn(value);
+      this.#addressesIn.set(value, known);
+      return known;
+    });
+    for (const { bytes } of [...addresses, ...publicAddresses, ...others]) {
+      taken.add(cidrOf(bytes, bytes.length * 8));
+    }
+  }
+
   /** Leases with our public IP, as flannel looks for them. */
-  #ours({ keys }: Listing): { entry: KeyValue; subnets: readonly Cidr[]; attributes: LeaseAttributes }[] {
+  #ours({ keys }: Listing): Ours[] {
     const texts = this.#options.publicAddresses.map(({ text }) => text);
     return keys.flatMap((entry) => {
       // Most are not ours, and need not be taken apart to see that; unless something is written in another way.
@@ -503,6 +555,23 @@ export class OwnLease {
       subnet: prefer.map(({ text }) => text),
       reason: value ? `its lease is of ${publicIpOf(value)}, and we are ${ours}` : 'not free, or not of this network',
     });
+  }
+}
+
+/** A lease with our public IP. */
+interface Ours {
+  readonly entry: KeyValue;
+  readonly subnets: readonly Cidr[];
+  readonly attributes: LeaseAttributes;
+}
+
+/** Underlay addresses that a lease tells; none if it makes no sense. */
+function addressesIn(value: string): readonly Address[] {
+  try {
+    const { publicIp, publicIpv6 } = parseLease(value);
+    return [publicIp, publicIpv6].filter((address) => address !== undefined);
+  } catch {
+    return [];
   }
 }
 

@@ -26,7 +26,7 @@ import { Backoff, Bell, sleep } from './waiting.js';
 const RETRY = { first: 100, most: 2000 } as const;
 
 /** Milliseconds for which changes are gathered before they are told. */
-const TELL_EVERY = 20;
+const TELL_EVERY = 50;
 
 export interface EtcdRegistryOptions {
   readonly client: EtcdClient;

@@ -9,9 +9,8 @@
  */
 import type { BackendType } from './backend.js';
 import { type Address, type Cidr, parseAddress, parseCidr, parseHostAddress, parsePrefixOf } from './cidr.js';
-import { GoFields, type GoJson, parseGoJson } from './go-json.js';
+import { GoFields, parseGoJson } from './go-json.js';
 import { parseMac } from './mac.js';
-import { reasonOf } from './reason.js';
 
 type Family = 4 | 6;
 
@@ -85,13 +84,7 @@ export function formatLease({ publicIp, publicIpv6, backendType, macs, vni }: Le
 
 /** Reads a value. Throws a RangeError of one line. */
 export function parseLease(value: string): LeaseAttributes {
-  let parsed: GoJson;
-  try {
-    parsed = parseGoJson(value);
-  } catch (error) {
-    throw new RangeError(reasonOf(error));
-  }
-  const fields = new GoFields(parsed);
+  const fields = new GoFields(parseGoJson(value));
   // flannel itself cannot read this; where it is followed, all hosts must agree on who is there.
   if (fields.isNull('PublicIP')) throw new RangeError('PublicIP: null');
   const backendType = fields.string('BackendType') ?? '';

@@ -19,9 +19,13 @@ const DEEPEST = 100;
 /** Go's folding of a key: simple folding, under which the long s and the Kelvin sign are letters like any other. */
 const fold = (key: string): string => key.toUpperCase().toLowerCase();
 
-/** Throws a SyntaxError as JSON.parse does, or a RangeError for a text that is nested too deeply to be meant. */
+/** Throws a RangeError: it is no JSON, or is nested too deeply to be meant. */
 export function parseGoJson(text: string): GoJson {
-  JSON.parse(text);
+  try {
+    JSON.parse(text);
+  } catch (error) {
+    throw new RangeError(`it is no JSON: ${reasonOf(error)}`);
+  }
   const tokens = text.match(TOKEN) ?? [];
   let at = 0;
   let depth = 0;

@@ -21,10 +21,12 @@ import { sameKernelNeighbour, sameKernelRoute } from './reconcile.js';
 const LOOK_EVERY = 10_000;
 
 export interface HostForwardingOptions {
-  /** The overlay; routes of ours elsewhere are not touched. */
+  /** The overlay, and what it was at the start before; routes of ours elsewhere, on devices not ours, are another daemon's. */
   readonly networks: readonly Cidr[];
   /** Our own, whose permanent neighbours are all ours. */
   readonly devices: readonly string[];
+  /** Gives the devices anew what they should have: what lost its routes has lost more, perhaps. May reject. */
+  readonly restore?: () => Promise<void>;
   readonly log: EventLog;
   /** The kernel; tests give their own. */
   readonly kernel?: { readonly read: typeof readKernelState; readonly change: typeof changeKernel };
@@ -125,7 +127,7 @@ export class HostForwarding {
   }
 
   async #look(repair: boolean): Promise<void> {
-    const { networks, devices, log } = this.#options;
+    const { networks, devices, restore, log } = this.#options;
     const families = [...new Set(networks.map(({ family }) => family))];
     const found = await this.#kernel.read(families, devices);
     const routes = new Map(found.routes.filter((route) => this.#isOurs(route)).map((route) => [route.prefix, route]));
@@ -151,13 +153,16 @@ export class HostForwarding {
     // What waits to be made was not there, or is there still, for no other reason.
     if (repair && fresh.length > 0 && this.#pending === 0) {
       log.warn('kernel_routes_repaired', { count: fresh.length, first: fresh.slice(0, MOST_NAMED) });
+      await restore?.();
     }
     await this.#make(changes);
   }
 
-  #isOurs({ prefix }: KernelRoute): boolean {
+  #isOurs({ prefix, device }: KernelRoute): boolean {
+    const { networks, devices } = this.#options;
+    if (devices.includes(device)) return true;
     try {
-      return this.#options.networks.some((network) => contains(network, parseCidr(prefix)));
+      return networks.some((network) => contains(network, parseCidr(prefix)));
     } catch {
       return false; // `default`, say
     }

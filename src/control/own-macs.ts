@@ -6,6 +6,7 @@ import { writeOwnMacs } from '../dataplane/networks.js';
 import type { OwnMacs } from '../host/own-macs.js';
 import type { EngineMemory } from '../io/memory.js';
 import type { EventLog } from './event-log.js';
+import { macText } from './mac.js';
 import { reasonOf } from './reason.js';
 
 const ASK_EVERY = 5000;
@@ -15,6 +16,10 @@ export interface OwnMacsOptions {
   /** By network. */
   readonly devices: readonly string[];
   readonly query: (devices: readonly string[]) => Promise<(OwnMacs | undefined)[]>;
+  /** The MAC (six bytes) that a network's device must have, since the others know us by it; undefined: whatever it has. */
+  readonly wanted?: (network: number) => Uint8Array | undefined;
+  /** Gives a device anew what it should have. May reject. */
+  readonly restore?: (network: number) => Promise<void>;
   readonly log: EventLog;
 }
 
@@ -51,12 +56,18 @@ export class OwnMacsWatch {
   }
 
   async #look(): Promise<void> {
-    const { memory, devices, query, log } = this.#options;
+    const { memory, devices, query, wanted, restore, log } = this.#options;
     try {
       for (const [network, own] of (await query(devices)).entries()) {
         if (!own) continue; // lost: workers find that out, and it is looked at again when it is back
-        this.#last[network] = own;
-        writeOwnMacs(memory, network, own.mac, own.bridgeMac);
+        const mac = wanted?.(network) ?? own.mac;
+        if (own.mac && mac && macText(own.mac) !== macText(mac)) {
+          // udev may do so, or an operator (flannel issue 1155).
+          log.warn('device_mac_changed', { device: devices[network], to: macText(own.mac), back: macText(mac) });
+          await restore?.(network);
+        }
+        this.#last[network] = { ...own, mac };
+        writeOwnMacs(memory, network, mac, own.bridgeMac);
       }
       this.#said = undefined;
     } catch (error) {

@@ -17,7 +17,7 @@ export interface Command {
   readonly timeout: number;
   /** Code of the SetupError when it cannot be run, and what to do then. */
   readonly missing: readonly [code: string, remedy: string];
-  /** Code of the SetupError when it does not end in time. */
+  /** Code of the SetupError when it does not end in time, or somebody kills it. */
   readonly failed: string;
 }
 
@@ -31,7 +31,7 @@ const environment = (): NodeJS.ProcessEnv => ({
   PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin:/usr/bin:/bin`,
 });
 
-/** Runs it to its end. Rejects with a SetupError only when it could not be run or did not end in time. */
+/** Runs it to its end. Rejects with a SetupError only when it could not be run or was killed. */
 export function runCommand({ name, args, input = '', timeout, missing, failed }: Command): Promise<Finished> {
   return new Promise((resolve, reject) => {
     const called = [name, ...args].join(' ').slice(0, MOST_SAID); // arguments may be long: nft's are all of its rules

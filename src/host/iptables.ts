@@ -21,12 +21,6 @@ const PLACES: Readonly<Record<RuleKind, Place>> = {
   forward: { table: 'filter', hook: 'FORWARD', chain: 'FLANNEL-FWD' },
 };
 
-/** What this iptables can do, which comes with its version. */
-export interface IptablesFeatures {
-  /** `--random-fully`, and `--wait` of iptables-restore. */
-  readonly modern: boolean;
-}
-
 /** Seconds that a change waits for others of the legacy variant (/run/xtables.lock). */
 const LOCK_WAIT = 5;
 const TIMEOUT = 10_000;
@@ -51,13 +45,16 @@ const complaint = (stderr: string): string =>
     .trim()
     .slice(0, 300) || 'no reason given';
 
-/** From 1.6.2 on (January 2018) it has both; one whose version cannot be told is taken for a newer one. */
-async function featuresOf(family: 4 | 6): Promise<IptablesFeatures> {
+/**
+ * Whether it knows `--random-fully`, and `--wait` of iptables-restore: from 1.6.2 on (January 2018). One whose version cannot be
+ * told is taken for a newer one.
+ */
+async function isModern(family: 4 | 6): Promise<boolean> {
   const { stdout } = await run(`${PREFIX[family]}-restore`, ['--version']);
   const version = /v(\d+)\.(\d+)\.(\d+)/.exec(stdout)?.slice(1).map(Number);
-  if (!version) return { modern: true };
+  if (!version) return true;
   const [major, minor, patch] = version;
-  return { modern: major > 1 || minor > 6 || (minor === 6 && patch >= 2) };
+  return major > 1 || minor > 6 || (minor === 6 && patch >= 2);
 }
 
 /** Rules of one family. */
@@ -65,7 +62,8 @@ export class IptablesRules implements Keeper {
   readonly what: string;
   readonly #family: 4 | 6;
   readonly #wanted: WantedRules;
-  #features: IptablesFeatures | undefined;
+  /** Of the program, which stays the same. */
+  #modern: boolean | undefined;
 
   constructor(family: 4 | 6, wanted: WantedRules) {
     this.what = `${PREFIX[family]} rules`;
@@ -74,16 +72,22 @@ export class IptablesRules implements Keeper {
   }
 
   async ensure(): Promise<boolean> {
-    this.#features ??= await featuresOf(this.#family);
-    const { modern } = this.#features;
+    this.#modern ??= await isModern(this.#family);
+    const modern = this.#modern;
     const [save, restore] = [`${PREFIX[this.#family]}-save`, `${PREFIX[this.#family]}-restore`];
     const failed = (reason: string): Error => new SetupError('IPTABLES_FAILED', `cannot set ${this.what}: ${reason}`);
-    const tables = new Set([...this.#wanted.keys()].map((kind) => PLACES[kind].table));
+    const tables = new Set<string>([...this.#wanted.keys()].map((kind) => PLACES[kind].table));
     return mend(
       async () => {
         // Without a table's name it tells only of those that there are, and makes none.
         const { code, stdout, stderr } = await run(save, tables.size === 1 ? ['-t', ...tables] : []);
         if (code !== 0) throw failed(complaint(stderr));
+        const hidden = hiddenTable(stdout);
+        if (hidden !== undefined && tables.has(hidden)) {
+          throw failed(
+            `nft has rules in table ${hidden} that iptables cannot show: keep them in a table of another name`,
+          );
+        }
         return repairFor(stdout, this.#wanted, modern);
       },
       async (todo) => {
@@ -94,6 +98,12 @@ export class IptablesRules implements Keeper {
     );
   }
 }
+
+/**
+ * A table that an iptables-save of nf_tables (before 1.8.8 or so) leaves out, without a failure: our rules may be there already, and
+ * would be made again at every look.
+ */
+const hiddenTable = (saved: string): string | undefined => /^# Table `(\w+)' is incompatible/m.exec(saved)?.[1];
 
 /** A table as iptables-save prints it. */
 interface Table {

@@ -91,6 +91,7 @@ export const usableAddresses = (link: Link): readonly LinkAddress[] =>
 
 const routesSchema = v.array(
   v.object({
+    type: v.optional(v.string(), 'unicast'),
     dev: v.optional(v.string()),
     nexthops: v.optional(v.array(v.object({ dev: v.optional(v.string()) })), []),
   }),
@@ -99,7 +100,10 @@ const routesSchema = v.array(
 /** Name of the interface that the default route of a family leads to. */
 export async function defaultRouteDevice(family: 4 | 6): Promise<string | undefined> {
   const routes = (await ipRead(routesSchema, [`-${family}`, 'route', 'show', 'default'])) ?? [];
-  return routes.flatMap(({ dev, nexthops }) => dev ?? nexthops.map((hop) => hop.dev)).find((dev) => dev !== undefined);
+  return routes
+    .filter(({ type }) => type === 'unicast') // IPv6 has `unreachable default dev lo`
+    .flatMap(({ dev, nexthops }) => dev ?? nexthops.map((hop) => hop.dev))
+    .find((dev) => dev !== undefined);
 }
 
 const routeSchema = v.array(

@@ -86,21 +86,23 @@ function firstAddress({ bytes, length }: Cidr): string {
 }
 
 /**
- * The subnets that the file names, IPv4 first, as `parse` takes them (`10.5.1.1/24`, an address in the subnet). undefined
- * when there are none: that is no reason to stop, but if there is a file, `warn` hears why it is of no use.
+ * The subnets and networks that the file names, IPv4 first, as `parse` takes them (`10.5.1.1/24`, an address in the subnet).
+ * undefined when there are no subnets: that is no reason to stop, but if there is a file, `warn` hears why it is of no use.
  */
 export async function readSubnetFile<T>(
   path: string,
   parse: (text: string) => T,
   warn: (reason: string) => void = () => {},
-): Promise<{ readonly subnets: readonly T[] } | undefined> {
+): Promise<{ readonly subnets: readonly T[]; readonly networks: readonly T[] } | undefined> {
   try {
     const text = await readFile(path, 'utf8');
-    const subnets = FAMILIES.flatMap(([, prefix]) => {
-      const value = new RegExp(`^${prefix}SUBNET=(.*)$`, 'm').exec(text)?.[1].trim();
-      return value ? [parse(value)] : [];
-    });
-    if (subnets.length > 0) return { subnets };
+    const valuesOf = (what: string): T[] =>
+      FAMILIES.flatMap(([, prefix]) => {
+        const value = new RegExp(`^${prefix}${what}=(.*)$`, 'm').exec(text)?.[1].trim();
+        return value ? [parse(value)] : [];
+      });
+    const subnets = valuesOf('SUBNET');
+    if (subnets.length > 0) return { subnets, networks: valuesOf('NETWORK') };
     warn(`subnet file ${path} names no subnet`);
   } catch (error) {
     if (!isAbsent(error)) warn(`subnet file ${path} is of no use: ${reasonOf(error)}`);
