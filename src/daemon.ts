@@ -73,6 +73,9 @@ export async function startDaemon(
   }
 }
 
+/** Milliseconds. */
+const WAITING_AFTER = 5000;
+
 interface Run {
   readonly config: Config;
   readonly version: string;
@@ -95,7 +98,9 @@ async function start(run: Run): Promise<void> {
   }
   const wish = { ...config, outside: config.registry === 'etcd' };
   let underlay = await findUnderlay(wish);
-  if (config.registry === 'etcd') log.info('underlay', describedUnderlay(underlay));
+  // While the registry keeps us waiting, people want to see which interface it was.
+  const waiting = setTimeout(() => log.info('underlay', describedUnderlay(underlay)), WAITING_AFTER);
+  undo.push(() => clearTimeout(waiting));
   let gate = (_until: number): void => {};
   const candidate = await openRegistry({
     wish: config,
@@ -112,6 +117,7 @@ async function start(run: Run): Promise<void> {
     moved: () => run.end('moved'),
     revoked: () => run.end('revoked'),
   });
+  clearTimeout(waiting);
   undo.push(() => candidate.close());
   signal.throwIfAborted();
 

@@ -15,9 +15,9 @@ export interface Command {
   readonly input?: string;
   /** Milliseconds after which it is killed. */
   readonly timeout: number;
-  /** Code of the SetupError when it cannot be run, and what to do then. */
+  /** Code of the SetupError when it is not there, or not for us, and what to do then. */
   readonly missing: readonly [code: string, remedy: string];
-  /** Code of the SetupError when it does not end in time, or somebody kills it. */
+  /** Code of the SetupError when it cannot be run, does not end in time, or is killed by somebody. */
   readonly failed: string;
 }
 
@@ -34,8 +34,14 @@ const environment = (): NodeJS.ProcessEnv => ({
 /** Runs it to its end. Rejects with a SetupError only when it could not be run or was killed. */
 export function runCommand({ name, args, input = '', timeout, missing, failed }: Command): Promise<Finished> {
   return new Promise((resolve, reject) => {
-    const called = [name, ...args].join(' ').slice(0, MOST_SAID); // arguments may be long: nft's are all of its rules
     const child = spawn(name, args, { env: environment(), timeout, killSignal: 'SIGKILL' });
+    child.on('error', ({ code }: NodeJS.ErrnoException) => {
+      const [missingCode, remedy] = missing;
+      const what = `the ${name} command cannot be run (${code})`;
+      const absent = code === 'ENOENT' || code === 'EACCES';
+      reject(absent ? new SetupError(missingCode, `${what}: ${remedy}`) : new SetupError(failed, what));
+    });
+    if (!child.stdout) return; // no more file descriptors: the error comes later
     let stdout = '';
     let stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
@@ -45,19 +51,11 @@ export function runCommand({ name, args, input = '', timeout, missing, failed }:
       stderr += text;
     });
     child.stdin.on('error', () => {}); // it may end before it has read all
-    child.on('error', (error: NodeJS.ErrnoException) => {
-      const [code, remedy] = missing;
-      reject(new SetupError(code, `the ${name} command cannot be run (${error.code}): ${remedy}`));
-    });
     child.on('close', (code, signal) => {
-      if (!signal) resolve({ code, stdout, stderr });
-      else
-        reject(
-          new SetupError(
-            failed,
-            `${called} ${child.killed ? `did not end within ${timeout / 1000} s` : `was ended by ${signal}`}`,
-          ),
-        );
+      if (!signal) return resolve({ code, stdout, stderr });
+      const called = [name, ...args].join(' ').slice(0, MOST_SAID); // nft's arguments are all of its rules
+      const why = child.killed ? `did not end within ${timeout / 1000} s` : `was ended by ${signal}`;
+      reject(new SetupError(failed, `${called} ${why}`));
     });
     child.stdin.end(input);
   });

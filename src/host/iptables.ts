@@ -100,8 +100,8 @@ export class IptablesRules implements Keeper {
 }
 
 /**
- * A table that an iptables-save of nf_tables (before 1.8.8 or so) leaves out, without a failure: our rules may be there already, and
- * would be made again at every look.
+ * A table that iptables-save leaves out without a failure (nf_tables, as of 1.8.4): our rules may be there already, and would be
+ * made once more at every look (projectcalico/felix #2501).
  */
 const hiddenTable = (saved: string): string | undefined => /^# Table `(\w+)' is incompatible/m.exec(saved)?.[1];
 
