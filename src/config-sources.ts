@@ -61,6 +61,9 @@ const fileSchema = v.strictObject({
   networks: v.optional(v.array(networkSchema)),
 });
 
+/** V8 quotes what is around the mistake (`Unexpected token 'x', ..."assword": x"}" is not valid JSON`), perhaps a password. */
+const withoutQuote = (reason: string): string => reason.replace(/, (\.\.\.)?".*"(\.\.\.)? is not valid JSON$/s, '');
+
 /** Throws a UsageError. */
 export function readConfigFile(path: string, readFile: (path: string) => string): ConfigFile {
   const subject = `config file ${path}`;
@@ -69,7 +72,7 @@ export function readConfigFile(path: string, readFile: (path: string) => string)
     json = JSON.parse(readFile(path));
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    throw new UsageError(`${subject}: ${error instanceof SyntaxError ? `not JSON: ${reason}` : reason}`);
+    throw new UsageError(`${subject}: ${error instanceof SyntaxError ? `not JSON: ${withoutQuote(reason)}` : reason}`);
   }
   const parsed = v.safeParse(fileSchema, json);
   // To valibot an array is an object.

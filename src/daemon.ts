@@ -154,7 +154,7 @@ async function start(run: Run): Promise<void> {
   const member = await candidate.join(macsOf(vteps, overlay));
   const { networks, subnets, port } = member;
   const mtus = mtusOf(overlay, underlay, networks);
-  if (candidate.backend) await removeLeftovers(overlay, names, log);
+  if (candidate.backend) await removeLeftovers(overlay, networks, names, log);
   if (mode === 'l3' && workers > 0) await checkRoutes(overlay.device, networks);
   signal.throwIfAborted();
 

@@ -2,12 +2,13 @@
  * What each device gets from the host, by the overlay; and what earlier runs, of flanneld or of us with another backend, left in its
  * place.
  */
-import { addressOf, type InterfaceAddress } from './control/cidr.js';
+import { addressOf, type Cidr, contains, type InterfaceAddress, parsePrefixOf } from './control/cidr.js';
 import type { EventLog } from './control/event-log.js';
 import { parseMac } from './control/mac.js';
 import type { MacsByFamily, Membership } from './control/membership.js';
 import type { OwnMacsWatch } from './control/own-macs.js';
-import { ourDevices, rejoinBridge, removeDevice, setUpTap, setUpTun } from './host/device.js';
+import { overlayDevices, rejoinBridge, removeDevice, setUpTap, setUpTun } from './host/device.js';
+import type { Link } from './host/links.js';
 import { lockDevice } from './host/lock.js';
 import { type FoundVtep, findVtep } from './host/vtep.js';
 import { isVtepName, type Overlay, vtepAddresses } from './overlay.js';
@@ -59,18 +60,38 @@ export const macsOf = (vteps: readonly (FoundVtep | undefined)[], { segments }: 
   Object.fromEntries(vteps.flatMap((vtep, network) => (vtep ? [[segments[network].family, vtep.mac]] : [])));
 
 /**
- * Removes devices that a run with another backend left (it was killed) and nobody runs now: their routes would lead nowhere.
- * Only for a registry that says the backend: there we know that they have no other use.
+ * Removes devices that a run with another backend left (it was killed) and nobody runs now, and those that flanneld left with an
+ * address in our networks: their routes would lead nowhere. Only for a registry that says the backend: there we know that they
+ * have no other use.
  */
-export async function removeLeftovers({ device }: Overlay, names: readonly string[], log: EventLog): Promise<void> {
-  for (const name of await ourDevices()) {
-    if (names.includes(name) || !(name === device || isVtepName(name))) continue;
-    try {
-      lockDevice(name)();
-    } catch {
-      continue; // another weftd's
-    }
+export async function removeLeftovers(
+  { device }: Overlay,
+  networks: readonly Cidr[],
+  names: readonly string[],
+  log: EventLog,
+): Promise<void> {
+  const { ours, vxlan } = await overlayDevices();
+  const inside = ({ addresses }: Link): boolean =>
+    addresses.some(({ text }) => networks.some((network) => contains(network, wholeAddress(text))));
+  const left = [
+    ...ours.filter(({ name }) => (name === device || isVtepName(name)) && isFree(name)),
+    ...vxlan.filter((link) => isVtepName(link.name) && inside(link)),
+  ];
+  for (const { name } of left) {
+    if (names.includes(name)) continue;
     log.warn('device_removed', { device: name, reason: 'left by a run with another backend' });
     await removeDevice(name);
+  }
+}
+
+const wholeAddress = (text: string): Cidr => parsePrefixOf(`${text}/${text.includes(':') ? 128 : 32}`);
+
+/** No weftd runs it. */
+function isFree(name: string): boolean {
+  try {
+    lockDevice(name)();
+    return true;
+  } catch {
+    return false;
   }
 }

@@ -111,6 +111,11 @@ function addressOfFamily6(text: string): Address {
   return address.family === 6 ? address : wrong(`"${text}" is an IPv4 address`);
 }
 
+function endpoints(text: string): string[] {
+  if (text.includes('@')) wrong('"…@…": user and password are --etcd-username and --etcd-password'); // and are not for the log
+  return list(text).map(endpoint);
+}
+
 /** `host:port` too, which etcd's own clients take. */
 function endpoint(text: string): string {
   const [, scheme = '', host = '', port = ''] =
@@ -229,7 +234,7 @@ export const FLANNEL_OPTIONS: Rows<Exclude<keyof FlannelSettings, Underlay>> = {
     lastCounts: true,
     default: 'http://127.0.0.1:4001,http://127.0.0.1:2379',
     expects: 'http:// or https:// URLs with a port, e.g. https://10.0.0.1:2379,https://10.0.0.2:2379',
-    check: needed((text) => list(text).map(endpoint)),
+    check: needed(endpoints),
     help: "the cluster's members; certificates are used with https only, as in flannel",
     example: '--etcd-endpoints https://10.0.0.1:2379,https://10.0.0.2:2379',
   },

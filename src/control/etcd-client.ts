@@ -10,7 +10,7 @@ import { type Endpoint, parseEndpoint, readTls, sayHello, type TlsFiles, type Tl
 import { callError, EtcdError, isStaleToken, noneOf } from './etcd-error.js';
 import { EtcdSession, PATIENCE, type Service } from './etcd-session.js';
 import { reasonOf } from './reason.js';
-import { Bell, sleep } from './waiting.js';
+import { Bell, sleep, unlessAborted } from './waiting.js';
 
 /** Milliseconds between the first words with several members. */
 const STAGGER = 100;
@@ -144,13 +144,12 @@ export class EtcdClient {
 
   /**
    * Watches all keys that begin with `prefix`, from revision `from` on, at a member that has a leader. Tells first that it
-   * watches. Ends when `signal` aborts, or after `compacted`; throws an EtcdError when the stream breaks. What happens while the
+   * watches. Ends when `signal` aborts (while connecting by throwing its reason), or after `compacted`; throws an EtcdError when the stream breaks. What happens while the
    * reader is busy is told together.
    */
   async *watch(prefix: string, from: number, signal: AbortSignal): AsyncGenerator<WatchNews> {
-    const session = await this.#connect();
+    const session = await unlessAborted(this.#connect(), signal);
     const what = `read below ${prefix}`;
-    if (signal.aborted) return;
     const news = new WatchBuffer();
     this.#count('watch');
     const stream = await session.watch({ token: session.token, leader: true }).catch((error: unknown) => {
@@ -240,7 +239,11 @@ export class EtcdClient {
     const { signal } = this.#closed;
     const others = new AbortController();
     const stop = others.signal;
-    const end = (): void => others.abort();
+    let session: EtcdSession | undefined;
+    const end = (): void => {
+      others.abort();
+      session?.close();
+    };
     signal.addEventListener('abort', end, { once: true });
     if (signal.aborted) end();
     const start = Math.floor(Math.random() * this.#endpoints.length);
@@ -255,7 +258,7 @@ export class EtcdClient {
     });
     try {
       const { endpoint, material } = await Promise.any(words);
-      const session = await EtcdSession.create(endpoint, material);
+      session = await EtcdSession.create(endpoint, material);
       try {
         if (this.#options.username !== undefined) session.token = await this.#authenticate(session);
         if (signal.aborted) throw new EtcdError('away', endpoint.text, 'given up');

@@ -145,7 +145,9 @@ export function callError(error: unknown, { endpoint, user, patience, what }: Ca
   if (code === UNIMPLEMENTED) return new EtcdError('not etcd', endpoint, `it does not speak etcd's v3 API (${text})`);
   if (code === DEADLINE_EXCEEDED) return new EtcdError('away', endpoint, `no answer within ${patience} s`);
   if (/no leader/.test(text)) return new EtcdError('away', endpoint, 'its cluster has no leader');
-  return new EtcdError(PASSING.has(code) ? 'away' : 'answer', endpoint, text || 'connection lost');
+  // What does not come from gRPC is of the connection.
+  const passes = Number.isNaN(code) || PASSING.has(code);
+  return new EtcdError(passes ? 'away' : 'answer', endpoint, text || 'connection lost');
 }
 
 /** True if a new token of authentication may help. */

@@ -119,8 +119,6 @@ export class OwnLease {
   /** Of etcd's leases, those that we have asked for and not yet put a key with. */
   readonly #granted = new Map<string, Deadline>();
   #trouble: string | undefined;
-  /** What lists that are looked at again and again say. */
-  readonly #addressesIn = new Map<string, readonly Address[]>();
   /** The log says that it is not kept. */
   #said = false;
   #dueAt = 0;
@@ -180,7 +178,6 @@ export class OwnLease {
       }
     } finally {
       grant.release(this.#held?.lease);
-      this.#addressesIn.clear();
     }
     throw new SetupError(
       'ETCD_RACE',
@@ -446,11 +443,7 @@ export class OwnLease {
   /** No subnet of ours may have an underlay address in it, ours or another's. */
   #keepApart(taken: PrefixSet, { keys }: Listing): void {
     const { addresses, publicAddresses } = this.#options;
-    const others = keys.flatMap(({ value }) => {
-      const known = this.#addressesIn.get(value) ?? addressesIn(value);
-      this.#addressesIn.set(value, known);
-      return known;
-    });
+    const others = keys.flatMap(({ value }) => addressesIn(value));
     for (const { bytes } of [...addresses, ...publicAddresses, ...others]) {
       taken.add(cidrOf(bytes, bytes.length * 8));
     }
@@ -565,15 +558,32 @@ interface Ours {
   readonly attributes: LeaseAttributes;
 }
 
+/** Results that are kept: the same leases are listed again in every answer. */
+const KEPT_MOST = 16_384;
+
+function keeping<T>(make: (text: string) => T): (text: string) => T {
+  const kept = new Map<string, T>();
+  return (text) => {
+    const known = kept.get(text);
+    if (known !== undefined) return known;
+    if (kept.size >= KEPT_MOST) kept.clear();
+    const made = make(text);
+    kept.set(text, made);
+    return made;
+  };
+}
+
 /** Underlay addresses that a lease tells; none if it makes no sense. */
-function addressesIn(value: string): readonly Address[] {
+const addressesIn = keeping((value): readonly Address[] => {
   try {
     const { publicIp, publicIpv6 } = parseLease(value);
     return [publicIp, publicIpv6].filter((address) => address !== undefined);
   } catch {
     return [];
   }
-}
+});
+
+const takenBy = keeping(subnetsTakenBy);
 
 /** For messages. */
 function publicIpOf(value: string): string {
@@ -630,7 +640,7 @@ class Grant {
 
 function takenIn({ keys }: { readonly keys: readonly KeyValue[] }, prefix: string): PrefixSet {
   const taken = new PrefixSet();
-  for (const { key } of keys) for (const subnet of subnetsTakenBy(key.slice(prefix.length))) taken.add(subnet);
+  for (const { key } of keys) for (const subnet of takenBy(key.slice(prefix.length))) taken.add(subnet);
   return taken;
 }
 

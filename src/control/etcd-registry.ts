@@ -20,7 +20,7 @@ import type { MacsByFamily } from './membership.js';
 import { reasonOf } from './reason.js';
 import { type PeerRecord, type Records, sameRecord } from './records.js';
 import type { Cursor, Registry, RegistryEvent, RegistryUpdate, Trouble } from './registry.js';
-import { Backoff, Bell, sleep } from './waiting.js';
+import { Backoff, Bell, sleep, unlessAborted } from './waiting.js';
 
 /** Milliseconds between attempts to reach etcd: it must be found within 5 s after it is back, the attempt's own time included. */
 const RETRY = { first: 100, most: 2000 } as const;
@@ -99,7 +99,12 @@ export class EtcdRegistry implements Registry {
   }
 
   async *watch(signal: AbortSignal, _cursor?: Cursor): AsyncGenerator<RegistryUpdate> {
-    const following = this.#follow(signal);
+    // Ended by whatever ends this.
+    const ending = new AbortController();
+    const end = (): void => ending.abort();
+    signal.addEventListener('abort', end, { once: true });
+    if (signal.aborted) end();
+    const following = this.#follow(ending.signal);
     let told: Records | undefined;
     let troubleTold: string | undefined;
     try {
@@ -123,6 +128,8 @@ export class EtcdRegistry implements Registry {
         await sleep(TELL_EVERY, signal); // whatever else comes is told with it
       }
     } finally {
+      signal.removeEventListener('abort', end);
+      end();
       await following;
     }
   }
@@ -146,7 +153,7 @@ export class EtcdRegistry implements Registry {
     while (!signal.aborted) {
       let watching = false;
       try {
-        if (this.#revision === undefined) this.#load(await client.list(this.#prefix));
+        if (this.#revision === undefined) this.#load(await unlessAborted(client.list(this.#prefix), signal));
         const from = (this.#revision ?? 0) + 1;
         for await (const news of client.watch(this.#prefix, from, signal)) {
           if (news.kind === 'events') this.#apply(news.events, news.revision);

@@ -128,8 +128,12 @@ export class EtcdSession {
   call<T>(service: Service, method: string, payload: object, metadata: CallMetadata = {}): Promise<T> {
     return this.#with(service, (client, empty) => {
       return new Promise<Outcome<T>>((resolve) => {
+        const given = (): void => resolve({ error: new Error('the connection was given up') });
+        if (this.ended.aborted) return given();
+        this.ended.addEventListener('abort', given, { once: true });
         const unary = Reflect.get(client, method) as UnaryMethod;
         unary.call(client, payload, fill(empty, metadata), { deadline: Date.now() + PATIENCE }, (error, answer) => {
+          this.ended.removeEventListener('abort', given);
           resolve(error ? { error } : { value: answer as T });
         });
       });
@@ -144,7 +148,7 @@ export class EtcdSession {
     });
   }
 
-  /** Gives it up. What is under way may come to its end. */
+  /** Gives it up, and what is under way with it. */
   close(): void {
     this.#end.abort();
     this.#etcd.close();

@@ -41,9 +41,9 @@ export interface ControlLoopOptions {
 }
 
 /** How many of each kind are in a plan; of those that only layer 2 has, where there are any. */
-function sizesOf({ peers, routes, macs, neighbours }: Plan): Readonly<Record<string, number>> {
+function sizesOf({ peers, routes, hostRoutes, macs, neighbours }: Plan): Readonly<Record<string, number>> {
   const stations = macs.size > 0 ? { macs: macs.size, neighbours: neighbours.size } : {};
-  return { peers: peers.size, routes: routes.size, ...stations };
+  return { peers: peers.size, routes: routes.size || hostRoutes.size, ...stations };
 }
 
 export class ControlLoop {

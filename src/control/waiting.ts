@@ -1,4 +1,4 @@
-/** Waiting that an AbortSignal ends. None of it rejects: who waits looks at the signal. */
+/** Waiting that an AbortSignal ends. None of it rejects for that, but what says so: who waits looks at the signal. */
 
 /** Resolves after `milliseconds`, or when `signal` aborts. */
 export function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
@@ -11,6 +11,16 @@ export function sleep(milliseconds: number, signal: AbortSignal): Promise<void> 
     };
     const timer = setTimeout(end, milliseconds);
     signal.addEventListener('abort', end, { once: true });
+  });
+}
+
+/** What `promise` comes to, unless `signal` aborts before: then it rejects with its reason, and nobody minds what comes of the promise. */
+export function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const end = (): void => reject(signal.reason);
+    if (signal.aborted) end();
+    else signal.addEventListener('abort', end, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', end));
   });
 }
 

@@ -10,7 +10,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import * as v from 'valibot';
 import { SetupError } from '../io/setup-error.js';
 import { ipBatch, ipRead } from './ip.js';
-import { readLink, readLinks } from './links.js';
+import { type Link, readLink, readLinks } from './links.js';
 import { PROTOCOL } from './routes.js';
 
 const ALIAS = 'weft';
@@ -66,12 +66,13 @@ export async function isOurs(name: string, kind: 'tun' | 'tap'): Promise<boolean
   );
 }
 
-/** Names of all that are ours. Rejects with a SetupError. */
-export async function ourDevices(): Promise<string[]> {
-  const ours = ((await readLinks()) ?? []).filter(
-    ({ kind, alias }) => kind === 'tun' && alias?.split(' ')[0] === ALIAS,
-  );
-  return ours.map(({ name }) => name);
+/** All that are ours, and the kernel's vxlan devices. Rejects with a SetupError. */
+export async function overlayDevices(): Promise<{ readonly ours: readonly Link[]; readonly vxlan: readonly Link[] }> {
+  const links = (await readLinks()) ?? [];
+  return {
+    ours: links.filter(({ kind, alias }) => kind === 'tun' && alias?.split(' ')[0] === ALIAS),
+    vxlan: links.filter(({ kind }) => kind === 'vxlan'),
+  };
 }
 
 /** Rejects with a SetupError. */
