@@ -1,7 +1,8 @@
 /** Every option from every source, in the order of precedence, and every check with the line that it gives. */
 import t from 'tap';
-import { environmentName, parseConfig, parseInit } from '../src/command-line.js';
+import { parseConfig, parseInit } from '../src/command-line.js';
 import { type Config, OPTIONS, type Option, type Settings, UsageError } from '../src/config.js';
+import { environmentName } from '../src/config-sources.js';
 import { parsePeers } from '../src/control/static-registry.js';
 import { type NOTHING_SAID, OF_ETCD } from '../src/flannel-options.js';
 import { ALL_OFFLOADS, OFFLOADS } from '../src/io/offloads.js';
@@ -149,7 +150,7 @@ t.test('each option by each source', async (t) => {
     staleLimit: ['0', 0, 0],
     subnets: ['10.5.3.0/24', '10.5.3.0/24', ['10.5.3.0/24']],
     ifaces: ['eth7,192.168.77.1', ['eth7', '192.168.77.1'], ['eth7', '192.168.77.1']],
-    ifaceRegexes: ['^(eth|ens){1,2}', '^(eth|ens){1,2}', ['^(eth|ens){1,2}']],
+    ifaceRegexes: ['^(eth|ens){1,2}', '^(eth|ens){1,2}', [/^(eth|ens){1,2}/]],
     ifaceCanReach: ['192.0.2.9', '192.0.2.9', '192.0.2.9'],
     publicIps: ['192.0.2.1,2001:DB8::1', ['192.0.2.1', '2001:db8::1'], ['192.0.2.1', '2001:db8::1']],
     port: ['9000', 9000, 9000],
@@ -322,6 +323,9 @@ t.test('a mistake in the file gives one line', async (t) => {
   t.match(line('{"port": [1]}'), /"port": expected a value, not Array/);
   t.match(line('{"port": null}'), /"port": expected a value, not null/);
   t.match(line('{\n"port":\n}'), /^config file c\.json: not JSON: /);
+  for (const text of ['{"etcd-password": s3cret"}', '{"etcd-password":"s3cret" x}', 's3cret', '{"a":"s3cret\n"}']) {
+    t.match(line(text), /^config file c\.json: not JSON: [A-Z][^3]+$/, 'no secrets in it');
+  }
   t.match(line('[]'), /^config file c\.json: /);
   const missing = (): string => {
     throw new Error('ENOENT: no such file');
@@ -415,7 +419,7 @@ t.test('the flags and the environment of a flanneld', async (t) => {
     etcdPrefix: '/kube-centos/network',
     etcdCaFile: undefined,
     ifaces: ['eth0', '10.0.0.7'],
-    ifaceRegexes: ['^ens{1,2}', '[0-9],x'],
+    ifaceRegexes: [/^ens{1,2}/, /[0-9],x/],
     publicIps: [{ text: '10.0.0.7' }, { text: '2001:db8::7' }],
     ipMasq: true,
     ipMasqRandomFully: false,
@@ -445,6 +449,9 @@ t.test('the flags and the environment of a flanneld', async (t) => {
   );
   t.match(run(ETCD, { ...KEYS, FLANNELD_ETCD_CERTFILE: '', FLANNELD_ETCD_KEYFILE: '' }), { etcdCaFile: '/ca.pem' });
   t.equal(run([...ETCD, '-v', '1', '--log-level', 'warn']).logLevel, 'warn');
+  const nothing = ['-iface=', '-iface-regex=', '-iface-can-reach=', '-public-ip=', '-public-ipv6=', '-etcd-username='];
+  t.match(run([...ETCD, ...nothing]), { ifaces: [], ifaceRegexes: [], publicIps: [] }, 'empty ones say nothing');
+  t.match(run([...ETCD, '-iface=', '-iface=eth0']).ifaces, ['eth0']);
   t.match(run(['-healthz-port', '1', '-healthz-ip', 'localhost']).healthAddress, { host: '127.0.0.1', port: 1 });
   t.match(run(['-public-ipv6', 'fd00::1', '-public-ip', 'fd00::1']).publicIps, [{ text: 'fd00::1' }]);
 });
@@ -546,7 +553,10 @@ t.test('etcd: mistakes', async (t) => {
     [['-etcd-endpoints=ftp://a:1'], /"ftp:\/\/a:1" is not an endpoint/],
     [['-etcd-endpoints=http://a'], /"http:\/\/a" is not an endpoint/],
     [['-etcd-endpoints=http://a:1/v2'], /is not an endpoint/],
-    [['-etcd-endpoints=http://u:p@a:1'], /is not an endpoint/],
+    [
+      ['-etcd-endpoints=http://a:1,http://u:s3cret@a:1'],
+      /^--etcd-endpoints: "…@…": (?!.*s3)user and password are --etcd-username/,
+    ],
     [['-etcd-endpoints=http://a:1,'], /"" is not an endpoint/],
     [['-etcd-endpoints=http://a:65536'], /has no port from 1 to 65535/],
     [['-etcd-endpoints=http://300.0.0.1:1'], /"300\.0\.0\.1" is not an IP address/],
@@ -560,11 +570,12 @@ t.test('etcd: mistakes', async (t) => {
     [[...ETCD, '-iptables-resync=0'], /^--iptables-resync "0": expected seconds, 1 to/],
     [[...ETCD, '-healthz-port=65536'], /^--healthz-port "65536": expected a port/],
     [[...ETCD, '-healthz-ip=all'], /^--healthz-ip: "all" is not an IP address/],
-    [[...ETCD, '-iface='], /^--iface "": expected names or addresses/],
+    [[...ETCD, '-iface=eth0,'], /^--iface "eth0,": expected names or addresses/],
     [[...ETCD, '-iface=10.0.0.300'], /^--iface: "10\.0\.0\.300" is not an IP address/],
     [[...ETCD, '-iface-regex=('], /^--iface-regex "\(": .*: expected a regular expression/],
-    [[...ETCD, '-iface-regex=(?i)eth'], /^--iface-regex "\(\?i\)eth": groups of/],
+    [[...ETCD, '-iface-regex=a(?i)b'], /^--iface-regex "a\(\?i\)b": groups of/],
     [[...ETCD, '-iface-can-reach=eth0'], /^--iface-can-reach: "eth0" is not an IP address/],
+    [[...ETCD, '-public-ip=0.0.0.0'], /^--public-ip: "0\.0\.0\.0" is an unspecified address: expected/],
     [[...ETCD, '-public-ipv6=10.0.0.7'], /^--public-ipv6: "10\.0\.0\.7" is an IPv4 address: expected an IPv6/],
     [
       [...ETCD, '-public-ipv6=fd00::1', '-public-ip=fd00::2'],

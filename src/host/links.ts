@@ -21,6 +21,10 @@ export interface Link {
   readonly kind: string | undefined;
   /** What `kind` says more: `tun` or `tap`. */
   readonly type: string | undefined;
+  /** Of a vxlan device. */
+  readonly vni: number | undefined;
+  /** Lower case; of a device that is none of Ethernet's, whatever it has, or nothing. */
+  readonly mac: string;
   /** Name of the bridge, or whatever else, that it is a port of. */
   readonly master: string | undefined;
   readonly alias: string | undefined;
@@ -34,13 +38,20 @@ const linksSchema = v.array(
     ifname: v.string(),
     altnames: v.optional(v.array(v.string()), []),
     mtu: v.number(),
+    address: v.optional(v.string(), ''),
     flags: v.array(v.string()),
     ifalias: v.optional(v.string()),
     master: v.optional(v.string()),
     linkinfo: v.optional(
       v.object({
         info_kind: v.optional(v.string()),
-        info_data: v.optional(v.object({ type: v.fallback(v.optional(v.string()), undefined) }), {}),
+        info_data: v.optional(
+          v.object({
+            type: v.fallback(v.optional(v.string()), undefined),
+            id: v.fallback(v.optional(v.number()), undefined),
+          }),
+          {},
+        ),
       }),
     ),
     addr_info: v.array(
@@ -66,6 +77,8 @@ export async function readLinks(args: readonly string[] = []): Promise<Link[] | 
     mtu: link.mtu,
     kind: link.linkinfo?.info_kind,
     type: link.linkinfo?.info_data.type,
+    vni: link.linkinfo?.info_kind === 'vxlan' ? link.linkinfo.info_data.id : undefined,
+    mac: link.address.toLowerCase(),
     master: link.master,
     alias: link.ifalias,
     up: link.flags.includes('UP'),

@@ -86,8 +86,8 @@ export async function changeKernel(changes: readonly KernelChange[]): Promise<Re
   return failures;
 }
 
-/** What the kernel says of the case below, by its age. */
-const LEADS_ELSEWHERE = /^(Nexthop has invalid gateway|Invalid argument|No route to host)/;
+/** What the kernel says of the case below. */
+const LEADS_ELSEWHERE = /^(Nexthop has invalid gateway|No route to host)/;
 
 /**
  * IPv6 refuses a next hop on a device's own link while a route over another device leads there, be it the very one that is to be

@@ -429,6 +429,18 @@ t.test('a failure is said when it begins and when it ends', async (t) => {
   host.kill();
 });
 
+t.test('a stop waits for a look', async (t) => {
+  const ns = fresh();
+  const tables = tablesOf(ns, 'nf_tables');
+  const host = new HostProcess(ns);
+  await host.start();
+  tables.restore('*nat\n-F\nCOMMIT\n');
+  t.match(await host.stop(), { looked: true, logged: [{ event: 'host_rules_repaired' }] });
+  t.same(tables.rules('nat'), MASQ4, 'the rules remain');
+  t.same(await host.look(), { ...(await host.look()), logged: [] }, 'no more of them');
+  host.kill();
+});
+
 t.test('processes of a look', async (t) => {
   const path = standIns('counts');
   const host = new HostProcess(fresh(), { env: { PATH: `${path}:${process.env.PATH}` } });
@@ -449,6 +461,18 @@ t.test('processes of a look', async (t) => {
   calls();
   await host.look();
   t.same(calls(), ['nft -j list table ip flannel-ipv4', 'nft -j list table ip6 flannel-ipv6']);
+  host.kill();
+});
+
+t.test('a table that iptables-save does not show', async (t) => {
+  const path = standIns('hides');
+  const host = new HostProcess(fresh(), { env: { PATH: `${path}:${process.env.PATH}` } });
+  await host.start();
+  writeFileSync(join(path, 'iptables-save'), "#!/bin/sh\necho \"# Table \\`nat' is incompatible, use 'nft' tool.\"\n");
+  rmSync(join(path, 'calls'));
+  const reason = /^cannot set iptables rules: nft has rules in table nat that iptables cannot show: keep/;
+  t.match(await host.look(3), { logged: [{ event: 'host_rules_failed', reason }] });
+  t.notOk(existsSync(join(path, 'calls')), 'nothing is set again and again');
   host.kill();
 });
 
@@ -764,5 +788,8 @@ t.test('blackhole routes', async (t) => {
   t.same(routes(6), [], 'and none of IPv6');
   await host.start({ ...BLACKHOLE, forward: true, blackhole: false });
   t.same(routes(), operators, 'not asked for any more');
+  ns.ip('route add blackhole 10.5.1.0/24 metric 1000000 proto 87', 'route add blackhole default metric 9 proto 87');
+  t.same(await host.start({ ...BLACKHOLE, blackhole: false }), { logged: [] });
+  t.same(routes(), ['blackhole default proto 87 metric 9', ...operators], 'nothing is asked for');
   host.kill();
 });

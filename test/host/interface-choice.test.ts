@@ -94,10 +94,6 @@ t.test('expressions', async (t) => {
     'NO_INTERFACE',
     '^10\\.5\\.|^127\\.|^lo$ matches none of the interfaces (eth0 192.168.77.1 192.168.77.11 fd77::1, eth1 172.20.0.1, six0 fd20::1, bare0): check --iface-regex',
   );
-  const broken = await host.underlay({ ifaceRegexes: ['eth(0'] });
-  t.equal(broken.code, 'BAD_REGEX');
-  t.match(broken.error, /^--iface-regex eth\(0 is no regular expression \([^\n]*\): correct it$/);
-  t.match(await host.underlay({ ifaceRegexes: ['eth[[:digit:]]'] }), { code: 'BAD_REGEX', error: /write \\d/ });
 });
 
 t.test('one that can reach an address', async (t) => {
@@ -128,6 +124,7 @@ t.test('one that can reach an address', async (t) => {
 });
 
 t.test('nothing named', async (t) => {
+  ns.ip('route add unreachable ::/0 metric 4294967295');
   await fails(
     t,
     'no default route',

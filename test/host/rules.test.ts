@@ -1,6 +1,8 @@
 /** Which changes bring what is there to what is wanted: rules as iptables-save and nft print them, from random beginnings. */
+import { spawnSync } from 'node:child_process';
 import fc from 'fast-check';
 import t from 'tap';
+import { runCommand } from '../../src/host/command.js';
 import { repairFor } from '../../src/host/iptables.js';
 import { nftRepairFor } from '../../src/host/nft.js';
 import { forwardRules, masqRules, mend, type RuleKind, type WantedRules } from '../../src/host/rules.js';
@@ -193,4 +195,33 @@ t.test('a repair that others get in the way of', async (t) => {
   t.same(changes, ['a', 'b']);
   await t.rejects(mend(from('a', 'a'), refuses, failed), { message: '3: a fails' }, 'it was not for that');
   await t.rejects(mend(from('a', 'b', 'c', 'd'), refuses, failed), { message: '6: c fails' }, 'not for ever');
+});
+
+t.test('a command that does not end as it should', async (t) => {
+  const run = (args: readonly string[], timeout: number): Promise<unknown> =>
+    runCommand({ name: 'sh', args: ['-c', ...args], timeout, missing: ['NO_SH', 'install it'], failed: 'SH_FAILED' });
+  const long = 'x'.repeat(1000);
+  await t.rejects(run(['exec sleep 60', long], 50), {
+    code: 'SH_FAILED',
+    message: /^sh -c exec sleep 60 x{1,50} did not end within 0\.05 s$/,
+  });
+  await t.rejects(run(['kill -KILL $$'], 60_000), {
+    code: 'SH_FAILED',
+    message: 'sh -c kill -KILL $$ was ended by SIGKILL',
+  });
+});
+
+t.test('a command when there are no more file descriptors', async (t) => {
+  const script = `
+    import { openSync } from 'node:fs';
+    import { runCommand } from ${JSON.stringify(new URL('../../src/host/command.js', import.meta.url).href)};
+    try {
+      for (;;) openSync('/dev/null');
+    } catch {}
+    const command = { name: 'true', args: [], timeout: 1000, missing: ['NO_TRUE', 'install it'], failed: 'TRUE_FAILED' };
+    runCommand(command).catch(({ code, message }) => console.log(code, message));
+  `;
+  const args = ['-c', 'ulimit -n 64 && exec "$@"', 'sh', process.execPath, '--input-type=module', '-e', script];
+  const { status, stdout } = spawnSync('sh', args, { encoding: 'utf8' });
+  t.same([status, stdout], [0, 'TRUE_FAILED the true command cannot be run (EMFILE)\n'], 'one line, and it lives on');
 });

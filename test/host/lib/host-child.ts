@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { parseAddress, parseCidr } from '../../../src/control/cidr.js';
 import { HostRules } from '../../../src/control/host-rules.js';
 import { findUnderlay } from '../../../src/control/underlay.js';
+import { goPattern } from '../../../src/go-regexp.js';
 import type { Answer, Logged, Question } from './host-process.js';
 
 let rules: HostRules | undefined;
@@ -26,7 +27,7 @@ process.on('disconnect', () => process.exit());
 
 async function answer(question: Question): Promise<Partial<Answer>> {
   if (question.ask === 'start') {
-    rules?.stop();
+    await rules?.stop();
     const { networks, subnets } = question.options;
     rules = new HostRules({
       ...question.options,
@@ -42,10 +43,19 @@ async function answer(question: Question): Promise<Partial<Answer>> {
     for (let i = 0; i < question.times; i++) await rules?.look();
     return { cpuMs: cpuMs() - before };
   }
+  if (question.ask === 'stop') {
+    let looked = false;
+    void rules?.look().then(() => {
+      looked = true;
+    });
+    await rules?.stop();
+    return { looked };
+  }
   if (question.ask === 'underlay') {
-    const { publicIps, ifaceCanReach, ...wish } = question.wish;
+    const { publicIps, ifaceCanReach, ifaceRegexes, ...wish } = question.wish;
     const found = await findUnderlay({
       ...wish,
+      ifaceRegexes: ifaceRegexes.map(goPattern),
       publicIps: publicIps.map(parseAddress),
       ifaceCanReach: ifaceCanReach === undefined ? undefined : parseAddress(ifaceCanReach),
     });

@@ -28,6 +28,7 @@ export interface Wish {
 export type Question =
   | { readonly ask: 'start'; readonly options: RulesOptions }
   | { readonly ask: 'look'; readonly times: number }
+  | { readonly ask: 'stop' }
   | { readonly ask: 'underlay'; readonly wish: Wish }
   | { readonly ask: 'log' };
 
@@ -44,6 +45,8 @@ export interface Answer {
   readonly logged: readonly Logged[];
   /** Of all looks, with the programs that they ran. */
   readonly cpuMs?: number;
+  /** The look that was going on when it was stopped had ended. */
+  readonly looked?: boolean;
   readonly underlay?: {
     readonly interface: string;
     readonly mtu: number;
@@ -98,6 +101,11 @@ export class HostProcess {
   /** What a resync does, so many times. */
   look(times = 1): Promise<Answer> {
     return this.#ask({ ask: 'look', times });
+  }
+
+  /** As a daemon's end, in the middle of a look. */
+  stop(): Promise<Answer> {
+    return this.#ask({ ask: 'stop' });
   }
 
   /** What was logged meanwhile. */

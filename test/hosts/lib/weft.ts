@@ -83,6 +83,11 @@ export class Weft {
     return new Weft(host, { peers: '' }, daemon);
   }
 
+  /** A daemon that somebody else started on `host`. */
+  static of(host: Host, daemon: Daemon): Weft {
+    return new Weft(host, { peers: '' }, daemon);
+  }
+
   /** Starts weftd on `host` and waits until it forwards. */
   static async start(host: Host, options: WeftOptions): Promise<Weft> {
     const weft = Weft.spawn(host, options);
