@@ -177,7 +177,7 @@ export function disagreement(config: NetworkConfig, wish: ConfigWish): string | 
 }
 
 /** Keys of flannel's JSON, by family. */
-const KEYS = {
+export const KEYS = {
   4: { enable: 'EnableIPv4', network: 'Network', length: 'SubnetLen', min: 'SubnetMin', max: 'SubnetMax' },
   6: {
     enable: 'EnableIPv6',

@@ -46,6 +46,8 @@ export interface OwnLeaseTimes {
 
 const TIMES: OwnLeaseTimes = { retry: 60_000, look: 60_000 };
 
+/** Milliseconds after our value was written, before it is because somebody has written another. */
+const PUT_BACK_EVERY = 60_000;
 /** Milliseconds between looks for a configuration that is gone. */
 const CONFIG_EVERY = 1000;
 
@@ -122,6 +124,7 @@ export class OwnLease {
   /** The log says that it is not kept. */
   #said = false;
   #dueAt = 0;
+  #writtenAt = Number.NEGATIVE_INFINITY;
   #ended = false;
   #saidNotReused = false;
   #over = false;
@@ -232,13 +235,21 @@ export class OwnLease {
     } else if (lease === NO_LEASE) {
       if (held.lease !== NO_LEASE) log.info('lease_reserved', { lease: held.name });
       this.#hold({ ...now, ends: undefined });
+      if (value !== this.#value()) this.#putBack();
     } else {
       if (lease !== held.lease) {
         log.warn('lease_overwritten', { lease: held.name, reason: 'has another daemon our public IP?' });
       }
+      this.#hold({ ...now, ends: held.ends });
       // What was a reservation has a time to live now, and we do not know how long.
-      this.#hold({ ...now, ends: held.ends ?? { monotonic: this.#now(), uptime: Number.POSITIVE_INFINITY } });
+      if (held.lease === NO_LEASE || value !== this.#value()) this.#putBack();
     }
+  }
+
+  /** Our own value is written again, with a lease or without as it is now; two daemons with one public IP must not fight. */
+  #putBack(): void {
+    this.#dueAt = Math.min(this.#dueAt, Math.max(this.#now(), this.#writtenAt + PUT_BACK_EVERY));
+    this.#bell.ring();
   }
 
   /** The key of the lease that is ours, in full; undefined while we have none. */
@@ -352,7 +363,9 @@ export class OwnLease {
     const { client, prefix } = this.#options;
     const grant = new Grant(this.#options, this.#granted);
     try {
-      const { id, ends } = await grant.take();
+      this.#writtenAt = this.#now();
+      const reserved = held.lease === NO_LEASE;
+      const { id, ends } = reserved ? { id: NO_LEASE, ends: undefined } : await grant.take();
       const key = prefix + held.name;
       const put = { key, at: held.modRevision, value: this.#value(), lease: id, list: prefix };
       const answer = await grant.risk(() => client.write(put));

@@ -4,7 +4,7 @@
  */
 import { SetupError } from '../io/setup-error.js';
 import { VNI_MOST } from '../packet/vxlan.js';
-import { makePool, type NetworkPool } from './allocation.js';
+import { KEYS, makePool, type NetworkPool } from './allocation.js';
 import { type Backend, KERNEL_VXLAN_PORT } from './backend.js';
 import { type Address, type Cidr, parseAddress, parsePrefixOf } from './cidr.js';
 import { DEFAULT_PORTS } from './encapsulation.js';
@@ -22,11 +22,6 @@ export interface FlannelConfig {
   /** What it asks for and we do not do, and can do without: one line each. */
   readonly warnings: readonly string[];
 }
-
-const KEYS = {
-  4: { network: 'Network', length: 'SubnetLen', min: 'SubnetMin', max: 'SubnetMax' },
-  6: { network: 'IPv6Network', length: 'IPv6SubnetLen', min: 'IPv6SubnetMin', max: 'IPv6SubnetMax' },
-} as const;
 
 /** What flannel has besides, and this does not. */
 const NOT_DONE = new Set([
@@ -51,8 +46,8 @@ export function readFlannelConfig(text: string, name = 'flannel configuration'):
   try {
     const fields = new GoFields(parseGoJson(text));
     const pools = [
-      ...((fields.boolean('EnableIPv4') ?? true) ? [poolOf(4, fields)] : []),
-      ...((fields.boolean('EnableIPv6') ?? false) ? [poolOf(6, fields)] : []),
+      ...((fields.boolean(KEYS[4].enable) ?? true) ? [poolOf(4, fields)] : []),
+      ...((fields.boolean(KEYS[6].enable) ?? false) ? [poolOf(6, fields)] : []),
     ];
     if (pools.length === 0) throw new RangeError('EnableIPv4 and EnableIPv6 are both false');
     const warnings: string[] = [];

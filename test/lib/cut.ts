@@ -5,7 +5,7 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 export class Wire {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
-  readonly #to: { readonly host: string; readonly port: number };
+  #to: { readonly host: string; readonly port: number };
   #cut = false;
   /** Connections that were made through it, and refused by it. */
   made = 0;
@@ -19,10 +19,9 @@ export class Wire {
 
   /** To a server given as `http://host:port`. */
   static async to(endpoint: string): Promise<Wire> {
-    const { hostname: host, port } = new URL(endpoint);
     const server = createServer().listen(0, '127.0.0.1');
     await once(server, 'listening');
-    return new Wire(server, { host, port: Number(port) });
+    return new Wire(server, placeOf(endpoint));
   }
 
   /** What clients connect to instead. */
@@ -39,6 +38,11 @@ export class Wire {
   /** New connections pass again. */
   mend(): void {
     this.#cut = false;
+  }
+
+  /** New connections lead to another server. */
+  lead(endpoint: string): void {
+    this.#to = placeOf(endpoint);
   }
 
   /** Nothing passes on the connections that there are, in neither direction, and nobody is told; new ones pass. */
@@ -72,4 +76,9 @@ export class Wire {
       one.pipe(other);
     }
   }
+}
+
+function placeOf(endpoint: string): { readonly host: string; readonly port: number } {
+  const { hostname: host, port } = new URL(endpoint);
+  return { host, port: Number(port) };
 }

@@ -29,12 +29,18 @@ export interface NodeOptions {
 /** Where there is a file system in memory: hundreds of hosts have hundreds of disks, and this machine has one. */
 const PLACE = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
 
-/** Folders of nodes, all in one; removed with `t`. */
+/** Folders of nodes, all in one; removed with `t`, and when this process ends. */
 export class NodeFolders {
   readonly path = mkdtempSync(join(PLACE, 'weft-nodes-'));
 
   constructor(t: { teardown(end: () => void): void }) {
-    t.teardown(() => rmSync(this.path, { recursive: true, force: true }));
+    process.setMaxListeners(0); // as many as there are tests
+    const remove = (): void => rmSync(this.path, { recursive: true, force: true });
+    process.once('exit', remove);
+    t.teardown(() => {
+      process.off('exit', remove);
+      remove();
+    });
   }
 
   of(name: string): string {
@@ -108,7 +114,14 @@ export class EtcdNode {
   async follow(): Promise<void> {
     const member = this.member ?? (await this.join());
     const { networks, subnets, registry } = member;
-    const self = { addresses: this.#open.addresses, networks, subnets, underlayMtu: 1500, vnis: [] };
+    const self = {
+      addresses: this.#open.addresses,
+      networks,
+      subnets,
+      underlayMtu: 1500,
+      vnis: [],
+      underlayInside: true,
+    };
     const applier = {
       apply: async (plan: Plan): Promise<number> => {
         this.plan = plan;
