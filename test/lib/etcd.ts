@@ -642,3 +642,10 @@ function watchExit(): void {
     });
   }
 }
+
+/**
+ * Node 20 sometimes goes round in circles for ever when it frees what HTTP/2 has left behind, after the last line of JavaScript
+ * (https://github.com/nodejs/node/issues/47748). Ending in the last listener of `exit`, it never gets there; nor does weftd,
+ * which ends by process.exit.
+ */
+process.once('beforeExit', () => process.on('exit', () => process.exit()));
