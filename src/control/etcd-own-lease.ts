@@ -21,19 +21,14 @@ import { CHOICE, chooseSubnets, fits } from './allocation.js';
 import type { BackendType } from './backend.js';
 import { type Address, type Cidr, cidrOf } from './cidr.js';
 import { type EtcdClient, type KeyValue, type Listing, NO_LEASE } from './etcd-client.js';
+import { type Deadline, Grant } from './etcd-grant.js';
+import { addressesIn, publicIpOf, takenIn } from './etcd-taken.js';
 import type { EventLog } from './event-log.js';
 import type { FlannelConfig } from './flannel-config.js';
-import {
-  formatLease,
-  formatLeaseKey,
-  type LeaseAttributes,
-  parseLease,
-  parseLeaseKey,
-  subnetsTakenBy,
-} from './flannel-lease.js';
+import { formatLease, formatLeaseKey, type LeaseAttributes, parseLease, parseLeaseKey } from './flannel-lease.js';
 import { macText } from './mac.js';
 import type { MacsByFamily } from './membership.js';
-import { PrefixSet } from './prefix-set.js';
+import type { PrefixSet } from './prefix-set.js';
 import { reasonOf } from './reason.js';
 import { Bell, sleep } from './waiting.js';
 
@@ -94,12 +89,6 @@ export interface Held {
   readonly lease: string;
   /** When it ends if it is not renewed; undefined: never. */
   readonly ends: Deadline | undefined;
-}
-
-/** Milliseconds of CLOCK_MONOTONIC, and of a clock that goes on while the machine sleeps; whichever comes first. */
-interface Deadline {
-  readonly monotonic: number;
-  readonly uptime: number;
 }
 
 export interface Acquired {
@@ -569,92 +558,6 @@ interface Ours {
   readonly entry: KeyValue;
   readonly subnets: readonly Cidr[];
   readonly attributes: LeaseAttributes;
-}
-
-/** Results that are kept: the same leases are listed again in every answer. */
-const KEPT_MOST = 16_384;
-
-function keeping<T>(make: (text: string) => T): (text: string) => T {
-  const kept = new Map<string, T>();
-  return (text) => {
-    const known = kept.get(text);
-    if (known !== undefined) return known;
-    if (kept.size >= KEPT_MOST) kept.clear();
-    const made = make(text);
-    kept.set(text, made);
-    return made;
-  };
-}
-
-/** Underlay addresses that a lease tells; none if it makes no sense. */
-const addressesIn = keeping((value): readonly Address[] => {
-  try {
-    const { publicIp, publicIpv6 } = parseLease(value);
-    return [publicIp, publicIpv6].filter((address) => address !== undefined);
-  } catch {
-    return [];
-  }
-});
-
-const takenBy = keeping(subnetsTakenBy);
-
-/** For messages. */
-function publicIpOf(value: string): string {
-  try {
-    const { publicIp, publicIpv6 } = parseLease(value);
-    return `public IP ${publicIp?.text ?? publicIpv6?.text ?? 'none'}`;
-  } catch {
-    return 'somebody else';
-  }
-}
-
-/** A lease of etcd's, asked for when it is first needed. */
-class Grant {
-  readonly #options: OwnLeaseOptions;
-  readonly #granted: Map<string, Deadline>;
-  #taken: { readonly id: string; readonly ends: Deadline } | undefined;
-  /** A key may have it, and we were not told. */
-  #risked = false;
-
-  constructor(options: OwnLeaseOptions, granted: Map<string, Deadline>) {
-    this.#options = options;
-    this.#granted = granted;
-  }
-
-  async take(): Promise<{ readonly id: string; readonly ends: Deadline }> {
-    if (this.#taken) return this.#taken;
-    const { client, clock, ttl } = this.#options;
-    // From before it was asked for: etcd's own count begins later.
-    const [monotonic, awake] = [clock.monotonic(), uptime() * 1000];
-    const { id, ttl: granted } = await client.grant(ttl);
-    const ends = { monotonic: monotonic + granted * 1000, uptime: awake + granted * 1000 };
-    for (const [old, { monotonic: past }] of this.#granted) if (past <= monotonic) this.#granted.delete(old);
-    this.#granted.set(id, ends);
-    this.#taken = { id, ends };
-    return this.#taken;
-  }
-
-  /** `write` puts a key with it. */
-  async risk<T>(write: () => Promise<T>): Promise<T> {
-    this.#risked = true;
-    const answer = await write();
-    this.#risked = false;
-    return answer;
-  }
-
-  /** It is ended if nothing has it. To end one that our key has after all would be to delete the key. */
-  release(inUse: string | undefined): void {
-    if (!this.#taken || this.#risked) return;
-    const { id } = this.#taken;
-    this.#granted.delete(id);
-    if (id !== inUse) this.#options.client.revoke(id).catch(() => {}); // it ends by itself
-  }
-}
-
-function takenIn({ keys }: { readonly keys: readonly KeyValue[] }, prefix: string): PrefixSet {
-  const taken = new PrefixSet();
-  for (const { key } of keys) for (const subnet of takenBy(key.slice(prefix.length))) taken.add(subnet);
-  return taken;
 }
 
 /** Locally administered, of one station. */
