@@ -18,7 +18,7 @@ export function readinessOf(running: boolean, forwards: boolean, { problem, stal
   const stale = problem === undefined ? '' : `, stale since ${new Date(staleSince).toISOString()}: ${problem}`;
   return forwards
     ? { ready: true, text: `${READY}${stale}` }
-    : { ready: false, text: `flanneld forwards nothing: its lease has ended${stale}` };
+    : { ready: false, text: `weftd forwards nothing: its lease has ended${stale}` };
 }
 
 export interface ObservedParts {
