@@ -175,8 +175,7 @@ else {
       await assertMesh(t, [a, b], signal);
     }
     t.ok(await until(() => routesTo(a.ns, '10.5.3.0/24').length === 0, IN_FORCE_MS), 'who went meanwhile has no route');
-    const { rss, cpuPercent } = await idleCost(wefts[0], 3000);
-    t.comment(`idle: ${rss.toFixed(0)} MiB resident, ${cpuPercent.toFixed(2)} % of a core`);
+    t.comment(await idleCost(wefts[0]));
     const { name } = await leaseOf(etcd, b.underlay4);
     await etcd.del(`${PREFIX}/subnets/${name}`);
     t.equal(await exitCode(wefts[1], IN_FORCE_MS), 0, 'revoked: it ends with exit code 0');

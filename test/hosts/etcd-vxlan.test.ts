@@ -428,8 +428,7 @@ else {
     t.ok(await until(() => routesTo(a.ns, before.subnet).length === 0, IN_FORCE_MS), 'the others drop it');
     wefts[1] = await startNode(cluster, b);
     t.equal((await own(b.underlay4)).subnet, before.subnet, 'started again it has its subnet back');
-    const { rss, cpuPercent } = await idleCost(wefts[0], 3000);
-    t.comment(`idle: ${rss.toFixed(0)} MiB resident, ${cpuPercent.toFixed(2)} % of a core`);
+    t.comment(await idleCost(wefts[0]));
     await Promise.all(wefts.map((weft) => weft.stop()));
     for (const { ns } of [a, b]) {
       t.same(routesTo(ns, '10.5.3.0/24'), [], 'stopped: no route is left');

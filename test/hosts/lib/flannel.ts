@@ -457,8 +457,11 @@ export async function assertMesh(
   t.same(silent.flat().sort(), [], `${message}: client to client, host to client, client to host`);
 }
 
-/** Resident memory in MiB and the share of a core over `ms` of a daemon that has nothing to do. */
-export async function idleCost(weft: Weft, ms: number): Promise<{ rss: number; cpuPercent: number }> {
+/** Milliseconds over which an idle daemon is watched: a look by default, a figure for README in the long version. */
+export const IDLE_MS = process.env.WEFT_TEST_FULL ? 30_000 : 3000;
+
+/** Resident memory and the share of a core over IDLE_MS of a daemon that has nothing to do, as a line of text. */
+export async function idleCost(weft: Weft): Promise<string> {
   const { pid } = weft.daemon.child;
   const ticks = (): number => {
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
@@ -467,9 +470,9 @@ export async function idleCost(weft: Weft, ms: number): Promise<{ rss: number; c
     return Number(fields[11]) + Number(fields[12]);
   };
   const [before, begun] = [ticks(), performance.now()];
-  await sleep(ms);
+  await sleep(IDLE_MS);
   // 100 ticks a second, as the kernel tells user space on every architecture of ours.
   const cpuPercent = ((ticks() - before) / 100 / ((performance.now() - begun) / 1000)) * 100;
   const rss = Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024;
-  return { rss, cpuPercent };
+  return `idle: ${rss.toFixed(0)} MiB resident, ${cpuPercent.toFixed(2)} % of a core`;
 }
