@@ -7,14 +7,11 @@
  * a new list and a renewal all come to what they change and no more. Our own lease is kept beside it (etcd-own-lease.ts).
  */
 import { posix } from 'node:path';
-import type { Clock } from '../host/clock.js';
-import type { Address, Cidr } from './cidr.js';
-import type { EtcdClient, KeyEvent, Listing } from './etcd-client.js';
+import type { Cidr } from './cidr.js';
+import type { KeyEvent, Listing } from './etcd-client.js';
 import { EtcdError } from './etcd-error.js';
 import { EtcdLeases, type Own } from './etcd-leases.js';
-import { type Acquired, OwnLease, type OwnLeaseTimes } from './etcd-own-lease.js';
-import type { EventLog } from './event-log.js';
-import type { FlannelConfig } from './flannel-config.js';
+import { type Acquired, OwnLease, type OwnLeaseOptions } from './etcd-own-lease.js';
 import { formatLeaseKey } from './flannel-lease.js';
 import type { MacsByFamily } from './membership.js';
 import { reasonOf } from './reason.js';
@@ -28,26 +25,11 @@ const RETRY = { first: 100, most: 2000 } as const;
 /** Milliseconds for which changes are gathered before they are told. */
 const TELL_EVERY = 50;
 
-export interface EtcdRegistryOptions {
-  readonly client: EtcdClient;
+export interface EtcdRegistryOptions extends Omit<OwnLeaseOptions, 'prefix' | 'changed' | 'isCurrent'> {
   /** `/coreos.com/network` */
   readonly prefix: string;
-  readonly config: FlannelConfig;
-  /** That our sockets are bound to. */
-  readonly addresses: readonly Address[];
-  /** That the others are told. */
-  readonly publicAddresses: readonly Address[];
-  /** Seconds. */
-  readonly ttl: number;
-  readonly renewMargin: number;
-  readonly clock: Clock;
-  readonly log: EventLog;
-  readonly moved: () => void;
-  readonly revoked: () => void;
-  /** Asked before a lost lease is acquired again: false, the configuration is another now. */
-  readonly isCurrent?: () => Promise<boolean>;
-  readonly times?: Partial<OwnLeaseTimes> | undefined;
-  readonly random?: (() => number) | undefined;
+  /** Default: it is. */
+  readonly isCurrent?: OwnLeaseOptions['isCurrent'];
 }
 
 export class EtcdRegistry implements Registry {
