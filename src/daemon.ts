@@ -149,7 +149,7 @@ async function start(run: Run): Promise<void> {
     signal,
   });
   const vteps = await findVteps(overlay);
-  const replaced = vteps.filter((vtep) => vtep?.kernel).map((vtep) => vtep?.name ?? '');
+  const replaced = vteps.flatMap((vtep) => (vtep?.kernel ? [vtep.name] : []));
   await devices.find(run.again, replaced);
   const member = await candidate.join(macsOf(vteps, overlay));
   const { networks, subnets, port } = member;
