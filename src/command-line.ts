@@ -83,7 +83,7 @@ export function parseConfig(
   if (settings.mode === 'l3' && file.networks) {
     throw new UsageError(`config file ${path}: "networks": is for --mode l2; the prefixes of layer 3 are "network"`);
   }
-  const config = configOf(settings, segments);
+  const config = configOf(settings, segments, found);
   if (config.registry === 'static') checkStatic(config);
   if (config.registry === 'embedded') checkEmbedded(config);
   checkMtu(config);
@@ -112,7 +112,7 @@ export function parseInit(argv: readonly string[], env: Readonly<Record<string, 
   if (!(flags instanceof Map)) return flags;
   const environment = readEnvironment(env, INIT.keys, 'WEFT');
   const found: Found = (flag) => flags.get(flag) ?? environment.get(flag);
-  const config = configOf(readOptions(found), []);
+  const config = configOf(readOptions(found), [], found);
   checkMode(config, found);
   if (config.mode === 'l3' && config.networks.length === 0)
     throw new UsageError(`--network: missing: expected ${OPTIONS.networks.expects}`);
@@ -177,7 +177,7 @@ function readSegment(found: Found, vniAt: string): Segment {
   return { vni, device, bridge, addresses: read('addresses'), mtu };
 }
 
-function configOf(settings: Settings, segments: readonly Segment[]): Config {
+function configOf(settings: Settings, segments: readonly Segment[], found: Found): Config {
   const { device = DEVICE, macsPerPeer, registry, healthzIp, healthzPort, etcdEndpoints, ...all } = settings;
   const scheme = settings.etcdCertFile === undefined ? 'http://' : 'https://'; // as etcd's own clients have it
   return {
@@ -192,6 +192,7 @@ function configOf(settings: Settings, segments: readonly Segment[]): Config {
     leaseTtl: settings.leaseTtl ?? LEASE_TTL[registry],
     subnetFile: settings.subnetFile ?? (registry === 'etcd' ? FLANNEL_SUBNET_FILE : undefined),
     forwardRules: settings.forwardRules ?? registry === 'etcd',
+    metricsSaid: found(OPTIONS.metricsAddress.flag) !== undefined,
     healthAddress: healthzPort === 0 ? undefined : { host: healthzIp, port: healthzPort },
   };
 }

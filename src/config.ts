@@ -135,6 +135,8 @@ export interface Config extends Omit<Settings, NotInConfig> {
   readonly macsPerPeer: number;
   readonly leaseTtl: number;
   readonly forwardRules: boolean;
+  /** Somebody said where metrics are to be served: it has to be there, then. */
+  readonly metricsSaid: boolean;
   /** Where /healthz and /readyz are served, and nothing else. */
   readonly healthAddress: { readonly host: string; readonly port: number } | undefined;
 }
@@ -452,11 +454,11 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
   metricsAddress: {
     flag: 'metrics-address',
     value: 'address:port',
-    default: 'off',
+    default: '127.0.0.1:9469',
     expects: 'off or an address and a port, e.g. 127.0.0.1:9469 or [::1]:9469',
     check: needed(hostAndPort),
-    help: 'where to serve /metrics, /healthz and /readyz, and in layer 2 /v1/macs and /v1/neighbours',
-    example: '--metrics-address 127.0.0.1:9469',
+    help: 'where to serve /metrics, /healthz and /readyz, and in layer 2 /v1/macs and /v1/neighbours; nowhere, with a warning, where the default is taken',
+    example: '--metrics-address 192.168.77.1:9469',
   },
   workers: {
     flag: 'workers',

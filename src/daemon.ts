@@ -197,12 +197,10 @@ async function start(run: Run): Promise<void> {
     query: (addresses) => pathMtus(addresses, (address) => sourceFor(address, underlay.addresses)),
   });
   readiness = () => readinessOf(ready && dataplane.running === workers, member.forwards(), loop.state);
-  if (config.metricsAddress) {
-    const parts = { overlay, member, mtus, dataplane, applier, host, loop, pathMtu };
-    const endpoint = await serveAll(config.metricsAddress, version, () => readiness(), parts);
-    undo.push(() => endpoint.close());
-    signal.throwIfAborted();
-  }
+  const parts = { overlay, member, mtus, dataplane, applier, host, loop, pathMtu };
+  const endpoint = await serveAll(config, version, () => readiness(), parts, log);
+  undo.push(() => endpoint?.close());
+  signal.throwIfAborted();
 
   const openDevices = async (): Promise<readonly (readonly number[])[]> => {
     const fds = await devices.open();

@@ -2,14 +2,18 @@
 import type { Config } from './config.js';
 import type { Applier } from './control/apply.js';
 import type { Dataplane } from './control/dataplane.js';
+import type { EventLog } from './control/event-log.js';
 import type { HostForwarding } from './control/host-forwarding.js';
 import type { ControlLoop, LoopState } from './control/loop.js';
 import type { Membership } from './control/membership.js';
 import type { PathMtu } from './control/path-mtu.js';
+import { deviceDrops } from './host/device-drops.js';
+import { SetupError } from './io/setup-error.js';
 import { type HttpEndpoint, NOT_READY, READY, type Readiness, serveHttp } from './observe/http.js';
-import { createMetrics } from './observe/metrics.js';
+import { createMetrics, type Metrics } from './observe/metrics.js';
+import { sparing } from './observe/sparing.js';
 import { ForwardingTables, type PeerInForce } from './observe/tables.js';
-import type { Overlay } from './overlay.js';
+import { deviceNames, type Overlay } from './overlay.js';
 
 export const STARTING: Readiness = { ready: false, text: NOT_READY };
 
@@ -33,16 +37,41 @@ export interface ObservedParts {
   readonly pathMtu: PathMtu;
 }
 
-/** /metrics and all else. Rejects with a SetupError. */
-export function serveAll(
-  address: NonNullable<Config['metricsAddress']>,
+/** Whoever scrapes without end gets a fifth of control's time; what they read is 50 ms old at most. */
+const SCRAPE_SPARED = { times: 4, most: 50 };
+
+/**
+ * /metrics and all else. Resolves to nothing where that is not wanted, or where nobody said it and the default address cannot be
+ * had. Rejects with a SetupError.
+ */
+export async function serveAll(
+  { metricsAddress, metricsSaid }: Pick<Config, 'metricsAddress' | 'metricsSaid'>,
   version: string,
   ready: () => Readiness,
+  parts: ObservedParts,
+  log: EventLog,
+): Promise<HttpEndpoint | undefined> {
+  if (metricsAddress === undefined) return undefined;
+  const { tables, metrics } = observe(version, parts);
+  const { contentType } = metrics;
+  const text = sparing(() => metrics.metrics(), SCRAPE_SPARED.times, SCRAPE_SPARED.most);
+  try {
+    return await serveHttp({ ...metricsAddress, metrics: { contentType, metrics: text }, tables, ready });
+  } catch (error) {
+    if (metricsSaid || !(error instanceof SetupError)) throw error;
+    log.warn('metrics_off', { reason: error.message });
+    return undefined;
+  }
+}
+
+function observe(
+  version: string,
   { overlay, member, mtus, dataplane, applier, host, loop, pathMtu }: ObservedParts,
-): Promise<HttpEndpoint> {
+): { readonly tables: ForwardingTables; readonly metrics: Metrics } {
   const { memory, tables } = dataplane;
   const { segments, macAge } = overlay;
   const peers = (): Iterable<PeerInForce> => peersInForce(applier);
+  const devices = deviceNames(overlay);
   const vnis = segments.map(({ vni }) => vni);
   const forwarding = new ForwardingTables({ memory, vnis, peers, age: macAge * 1000 });
   const metrics = createMetrics({
@@ -50,6 +79,7 @@ export function serveAll(
     memory,
     mtu: mtus[0],
     segments: segments.map(({ vni, device }, network) => ({ vni, device, mtu: mtus[network] })),
+    deviceDrops: () => deviceDrops(devices),
     forwarding,
     tables,
     host,
@@ -57,10 +87,11 @@ export function serveAll(
     peers,
     workers: dataplane,
     loop,
+    applier,
     lease: member,
     pathMtu,
   });
-  return serveHttp({ ...address, metrics, tables: forwarding, ready });
+  return { tables: forwarding, metrics };
 }
 
 /** In layer 2 one of several of our networks comes several times. */

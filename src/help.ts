@@ -105,12 +105,12 @@ Two networks in one daemon:
                            {"vni":43,"device":"lab","address":["10.8.0.1/24","fd08::1/64"],"mtu":1400}]}
   # weftd --config /etc/weft/weftd.json
 
-From a file, with metrics:
+From a file, with metrics for others than this host:
   # cat /etc/weft/weftd.json
   {"network":["10.5.0.0/16","fd00:5::/48"],"subnet-len":["24","64"],
-   "source-check":"strict","metrics-address":"127.0.0.1:9469"}
+   "source-check":"strict","metrics-address":"192.168.77.1:9469"}
   # weftd --config /etc/weft/weftd.json
-  # curl -s http://127.0.0.1:9469/metrics
+  # curl -s http://192.168.77.1:9469/metrics
 
 A peer may also have "port", "mtu" (what the underlay carries to it, in bytes) and, in layer 3, "ecn": true (it is weft
 as well). In layer 2 it is in all our networks unless "vnis" says which.

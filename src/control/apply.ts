@@ -28,6 +28,18 @@ export class Applier {
   readonly #tables: Tables;
   readonly #host: Pick<HostForwarding, 'change' | 'flush'> | undefined;
   readonly #refs = new Map<string, PeerRef>();
+  readonly #carriedOut: Record<Action['kind'], number> = {
+    'add-peer': 0,
+    'set-mtu': 0,
+    'set-neighbour': 0,
+    'set-mac': 0,
+    'set-route': 0,
+    'change-kernel': 0,
+    'remove-route': 0,
+    'remove-mac': 0,
+    'remove-neighbour': 0,
+    'remove-peer': 0,
+  };
   #have: Plan = EMPTY_PLAN;
 
   /** `host`: for plans with something for the kernel. */
@@ -39,6 +51,11 @@ export class Applier {
   /** What the tables hold. */
   get have(): Plan {
     return this.#have;
+  }
+
+  /** Actions that were carried out, by kind; what had to be undone is not among them. */
+  get carriedOut(): Readonly<Record<Action['kind'], number>> {
+    return this.#carriedOut;
   }
 
   /** The reference of a peer in the tables, by its key. */
@@ -77,6 +94,7 @@ export class Applier {
     await this.#host?.flush();
     await this.#tables.commit();
     this.#have = want;
+    for (const { kind } of actions) this.#carriedOut[kind]++;
     return actions.length;
   }
 

@@ -25,6 +25,8 @@ export interface LoopState {
   /** Date.now() of when what is in force was last known to be right; 0 while all is well. */
   readonly staleSince: number;
   readonly updates: number;
+  /** Date.now() of when the registry itself last told something; 0 before it. */
+  readonly lastEvent: number;
   readonly applied: number;
   readonly failures: number;
   /** Date.now() of the last success, 0 before it. */
@@ -58,6 +60,7 @@ export class ControlLoop {
   #refused: string | undefined;
   #staleSince = 0;
   #updates = 0;
+  #lastEvent = 0;
   #applied = 0;
   #failures = 0;
   #lastApplied = 0;
@@ -74,6 +77,7 @@ export class ControlLoop {
       problem: this.#trouble ?? this.#refused,
       staleSince: this.#staleSince,
       updates: this.#updates,
+      lastEvent: this.#lastEvent,
       applied: this.#applied,
       failures: this.#failures,
       lastApplied: this.#lastApplied,
@@ -111,6 +115,8 @@ export class ControlLoop {
           this.#updates++;
           this.#setTrouble(update.trouble, update.kind === 'trouble');
           if (update.kind === 'trouble') continue;
+          // A snapshot with trouble is what was remembered of a registry that is away.
+          if (update.kind === 'events' || !update.trouble) this.#lastEvent = Date.now();
           backoff.reset();
           const records = reduceRecords(this.#records, update);
           this.#cursor = update.cursor;

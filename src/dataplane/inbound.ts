@@ -32,6 +32,7 @@ import * as vnet from '../packet/virtio-net.js';
 import { hasVni, VXLAN_HEADER, vniOf } from '../packet/vxlan.js';
 import { lookupAddress, MAPPED } from './addresses.js';
 import * as count from './counters.js';
+import { countSize, histogramAt, IN_BATCH, IN_MESSAGE } from './histograms.js';
 import type { Layer } from './layer.js';
 import type { EngineSettings } from './settings.js';
 import type { SharedWords } from './shared.js';
@@ -71,6 +72,8 @@ export class Inbound {
   readonly #shared: SharedWords;
   readonly #counters: number;
   readonly #peerCounters: number;
+  readonly #batches: number;
+  readonly #messages: number;
   readonly #addressMask: number;
   readonly #states: number;
   readonly #out: number;
@@ -130,6 +133,8 @@ export class Inbound {
     this.#shared = shared;
     this.#counters = layout.counters >> 3;
     this.#peerCounters = layout.peerCounters >> 3;
+    this.#batches = histogramAt(layout, IN_BATCH);
+    this.#messages = histogramAt(layout, IN_MESSAGE);
     this.#addressMask = memory.layout.addressSlots - 1;
     this.#states = layout.mergeStates >> 2;
     this.#out = layout.kernelOut >> 2;
@@ -173,6 +178,7 @@ export class Inbound {
       const messages = socket.pull();
       if (messages <= 0) break;
       this.#f64[this.#counters + count.IN_MESSAGES] += messages;
+      countSize(this.#f64, this.#batches, messages);
       for (let m = 0; m < messages; m++) bytes += this.#message(m, underlay);
     }
     // Not after each pull: a super-packet that its sender had to send as two messages often arrives as two pulls. But before the
@@ -195,6 +201,7 @@ export class Inbound {
     const size = this.#segment > 0 && this.#segment < length && !this.#spans(at, length) ? this.#segment : length;
     const datagrams = length === 0 ? 1 : Math.ceil(length / size);
     this.#add(count.IN_IN, datagrams);
+    countSize(this.#f64, this.#messages, datagrams);
     this.#add(count.IN_IN_BYTES, length);
 
     if (this.#i32[header + (MSG_FLAGS >> 2)] & sys.MSG_TRUNC) {

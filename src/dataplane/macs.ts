@@ -16,6 +16,7 @@
  */
 import { type EngineMemory, MAC_BYTES, PEER_BYTES, type TableLayout } from '../io/memory.js';
 import { MACS_AGED, MACS_FULL, MACS_HELD, MACS_LEARNED, MACS_MOVED, MACS_OVER_LIMIT } from './counters.js';
+import { macsUsedAt } from './gauges.js';
 import { PEER_GENERATION, type PeerRef } from './peers.js';
 import type { Rings } from './rings.js';
 
@@ -228,6 +229,7 @@ export class LearnedMacs {
   readonly #announceAfter: number;
   /** Slots to look at in a millisecond. */
   readonly #pace: number;
+  readonly #usedAt: number;
   readonly #fetched = new Int32Array(1); // nobody reads it
   #used = 0;
   #cursor = 0;
@@ -254,6 +256,8 @@ export class LearnedMacs {
     this.#rings = rings;
     this.#announceAfter = Math.floor(settings.age / 3);
     this.#pace = Math.ceil(macSlots / SWEEP_TIME);
+    this.#usedAt = macsUsedAt(workers[worker]);
+    this.#f64[this.#usedAt] = 0;
     // Only what is used is cleared: pages that were never touched cost nothing, and that stays so.
     for (let at = this.#table; at < this.#table + macSlots * ENTRY; at += ENTRY) {
       if (this.#i32[at + MAC_REF] !== 0) clear(this.#i32, at, this.#details);
@@ -365,7 +369,7 @@ export class LearnedMacs {
   #insert(at: number, low: number, key: number, ref: PeerRef, seen: number, heard: number): void {
     const i32 = this.#i32;
     const detail = at + this.#details;
-    this.#used++;
+    this.#f64[this.#usedAt] = ++this.#used;
     this.#shares.add(ref);
     i32[at + MAC_LOW] = low;
     i32[at + MAC_KEY] = key;
@@ -439,7 +443,7 @@ export class LearnedMacs {
 
   #forget(at: number): void {
     const i32 = this.#i32;
-    this.#used--;
+    this.#f64[this.#usedAt] = --this.#used;
     this.#shares.remove(i32[at + MAC_REF]);
     if ((i32[at + this.#details + MOVES] & HEARD) === 0) this.#f64[this.#counters + MACS_AGED]++;
     free(i32, this.#table, this.#details, this.#mask, this.#secret, (at - this.#table) / ENTRY);

@@ -10,6 +10,7 @@
  */
 import { type EngineMemory, MAX_NETWORKS, NEIGHBOUR_BYTES, type TableLayout } from '../io/memory.js';
 import { NEIGHBOURS_AGED, NEIGHBOURS_FULL, NEIGHBOURS_LEARNED } from './counters.js';
+import { neighboursUsedAt } from './gauges.js';
 import { PeerShares, randomSecret, sweepStep } from './macs.js';
 import type { PeerRef } from './peers.js';
 import type { Rings } from './rings.js';
@@ -182,6 +183,7 @@ export class LearnedNeighbours {
   readonly #rings: Rings | undefined;
   readonly #announceAfter: number;
   readonly #pace: number;
+  readonly #usedAt: number;
   #used = 0;
   #cursor = 0;
   #swept = 0;
@@ -208,6 +210,8 @@ export class LearnedNeighbours {
     this.#rings = rings;
     this.#announceAfter = rings ? Math.floor(settings.age / 3) : NEVER;
     this.#pace = Math.ceil(neighbourSlots / SWEEP_TIME);
+    this.#usedAt = neighboursUsedAt(workers[worker]);
+    this.#f64[this.#usedAt] = 0;
     for (let at = this.#table; at < this.#table + neighbourSlots * ENTRY; at += ENTRY) {
       if (this.#i32[at] !== 0) this.#i32.fill(0, at, at + ENTRY);
     }
@@ -317,7 +321,7 @@ export class LearnedNeighbours {
     for (let i = 0; i < due; i++) {
       const at = this.#table + this.#cursor * ENTRY;
       if (i32[at] !== 0 && this.#gone(at, now)) {
-        this.#used--;
+        this.#f64[this.#usedAt] = --this.#used;
         this.#shares.remove(i32[at + NEIGHBOUR_REF]);
         if (i32[at] === TAUGHT) this.#f64[this.#counters + NEIGHBOURS_AGED]++;
         free(i32, this.#table, this.#mask, this.#secret, this.#cursor);
@@ -335,7 +339,7 @@ export class LearnedNeighbours {
 
   #claim(at: number, w0: number, w1: number, w2: number, w3: number, network: number): void {
     const i32 = this.#i32;
-    this.#used++;
+    this.#f64[this.#usedAt] = ++this.#used;
     i32[at + 1] = w0;
     i32[at + 2] = w1;
     i32[at + 3] = w2;

@@ -32,6 +32,7 @@ import * as count from './counters.js';
 import { floodList } from './floods.js';
 import { flowHash } from './flow-hash.js';
 import { fragmentIpv4, fragmentPayload } from './fragment.js';
+import { countSize, histogramAt, OUT_BATCH } from './histograms.js';
 import type { IcmpErrors } from './icmp-errors.js';
 import { DONE, FLOOD, type Layer } from './layer.js';
 import type { Outbox } from './outbox.js';
@@ -62,6 +63,7 @@ export class Outbound {
   readonly #senders: number;
   readonly #icmp: IcmpErrors;
   readonly #counters: number;
+  readonly #batches: number;
   readonly #peers: number;
   readonly #arenaEnd: number;
   /** Bytes of the encapsulation before the inner packet. */
@@ -113,6 +115,7 @@ export class Outbound {
     this.#senders = outboxes.length >> 1;
     this.#icmp = icmp;
     this.#counters = layout.counters >> 3;
+    this.#batches = histogramAt(layout, OUT_BATCH);
     this.#peers = memory.layout.peers >> 2;
     this.#arenaEnd = layout.arena + ARENA_BYTES;
     this.#table = memory.layout.tables[0];
@@ -182,6 +185,7 @@ export class Outbound {
     if (packets > 0) {
       this.#f64[this.#counters + count.OUT_IN] += packets;
       this.#f64[this.#counters + count.OUT_IN_BYTES] += bytes;
+      countSize(this.#f64, this.#batches, packets);
       this.flush();
     }
     return bytes;

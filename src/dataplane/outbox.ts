@@ -44,6 +44,7 @@ import {
   OUT_SENT,
   OUT_SENT_BYTES,
 } from './counters.js';
+import { countSize, histogramAt, OUT_MESSAGE } from './histograms.js';
 import { PEER_GENERATION, PEER_MTU_SUSPECT, PEER_NAME, PEER_NAME_LENGTH } from './peers.js';
 import type { SharedWords } from './shared.js';
 
@@ -64,6 +65,7 @@ export class Outbox {
   readonly #names: number;
   readonly #counters: number;
   readonly #peerCounters: number;
+  readonly #histogram: number;
   readonly #socket: Socket;
   readonly #shared: SharedWords;
   #maxSegments: number;
@@ -111,6 +113,7 @@ export class Outbox {
     this.#names = layout.send[index].names;
     this.#counters = layout.counters >> 3;
     this.#peerCounters = layout.peerCounters >> 3;
+    this.#histogram = histogramAt(layout, OUT_MESSAGE);
     this.#socket = socket;
     this.#shared = shared;
     this.#maxSegments = maxSegments;
@@ -258,8 +261,10 @@ export class Outbox {
     if (tos !== 0) i32[(control + TOS_DATA) >> 2] = tos;
   }
 
+  /** The socket took message `m`, or of one that is replayed a datagram, which is a message by itself then. */
   #sent(m: number, datagrams: number, bytes: number): void {
     const f64 = this.#f64;
+    countSize(f64, this.#histogram, datagrams);
     f64[this.#counters + OUT_SENT] += datagrams;
     f64[this.#counters + OUT_SENT_BYTES] += bytes;
     if (!this.#peerStands(m)) return;

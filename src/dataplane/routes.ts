@@ -77,6 +77,11 @@ export class RouteTrie {
     return this.#capacity - this.#nextNode + this.#freeNodes.length;
   }
 
+  /** Of `nodes`, how full they are: 0 to 1. */
+  get fill(): number {
+    return 1 - this.freeNodes / Math.max(this.#capacity - 1, 1);
+  }
+
   /** Most new nodes that adding a prefix can take. */
   static nodesFor(prefix: Prefix): number {
     return Math.max(0, Math.ceil((prefix.length - ROOT_BITS) / NODE_BITS));

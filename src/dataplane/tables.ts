@@ -83,6 +83,11 @@ export class Tables {
     return this.#routes.size;
   }
 
+  /** How full the fuller version's nodes are: 0 to 1. */
+  get routeFill(): number {
+    return Math.max(...this.#versions.map((version) => version.routes.fill));
+  }
+
   get peerCount(): number {
     return this.#addresses.size;
   }

@@ -14,6 +14,7 @@ import { addressOf, clockMonotonic, POLLERR, POLLIN, POLLOUT, poll, readv, sched
 import { TunDevice } from '../io/tun-device.js';
 import { UdpSocketIo } from '../io/udp-socket.js';
 import { Engine, READY_SOCKETS, readyDevice } from './engine.js';
+import { WorkerTimes } from './gauges.js';
 import type { WorkerData } from './settings.js';
 import { SharedWords } from './shared.js';
 
@@ -30,6 +31,7 @@ class Loop {
   readonly #memory: EngineMemory;
   readonly #engine: Engine;
   readonly #shared: SharedWords;
+  readonly #times: WorkerTimes;
   readonly #scratch: number;
   readonly #wakeFd: number;
   readonly #wakeIov: number;
@@ -49,6 +51,8 @@ class Loop {
   #blocked = 0;
   #spinning = false;
   #lastBusy = 0;
+  /** The last step moved something. */
+  #moved = false;
   /** Descriptors that poll looks at: all of them, or, while the gate is shut, only the first, by which control wakes us. */
   #polled: number;
 
@@ -59,6 +63,7 @@ class Loop {
     this.#memory = memory;
     this.#engine = engine;
     this.#shared = shared;
+    this.#times = new WorkerTimes(memory, layout);
     this.#scratch = layout.scratch;
     this.#wakeFd = data.wakeFd;
     // The push iovec: every push writes it anew.
@@ -106,6 +111,8 @@ class Loop {
     const nanoseconds = this.#i32[this.#clock + 2];
     const microseconds = (Math.imul(seconds, 1_000_000) + ((nanoseconds / 1000) | 0)) | 0;
     const milliseconds = (Math.imul(seconds, 1000) + ((nanoseconds / 1_000_000) | 0)) | 0;
+    this.#times.look(microseconds, milliseconds, this.#spinning, this.#moved);
+    this.#moved = false;
     if (!this.#shared.gateOpen(milliseconds)) {
       this.#wait();
       return;
@@ -117,6 +124,7 @@ class Loop {
     // After a sleep too: a turn's epoch is what control waits for, should its wake-up ever be lost.
     const bytes = found > 0 || !this.#spinning ? this.#turn(milliseconds) : 0;
     if (bytes > 0) {
+      this.#moved = true;
       this.#lastBusy = microseconds;
       this.#spinning = true;
     } else if (this.#spinning) {

@@ -6,7 +6,7 @@
  * so its alias goes on with what we gave it ourselves, `weft bridge=br0 10.7.0.1/24`, which is all that we may take away. The device is persistent while weftd runs, so that after a kill the next start finds
  * it with its routes and goes on; a fresh one gets its alias before it becomes persistent, so none is ever left unmarked.
  */
-import { existsSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import * as v from 'valibot';
 import { SetupError } from '../io/setup-error.js';
 import { ipBatch, ipRead } from './ip.js';
@@ -206,12 +206,14 @@ function quietIpv6(name: string, used: boolean): void {
   }
 }
 
-/** False when the kernel or the container does not let us. */
+/**
+ * False when the kernel or the container does not let us. In a container /proc/sys is read-only, but what it was started with
+ * (`net.ipv4.conf.default`) may be right already.
+ */
 function writeSysctl(path: string, value: string): boolean {
   try {
     const file = `/proc/sys/${path}`;
-    if (!existsSync(file)) return false;
-    writeFileSync(file, value);
+    if (readFileSync(file, 'utf8').trim() !== value) writeFileSync(file, value);
     return true;
   } catch {
     return false;

@@ -127,6 +127,10 @@ export interface WorkerLayout {
   readonly neighbours: number;
   /** By receiving worker: the ring in which this one tells it what it has learned; RING_BYTES each. */
   readonly rings: readonly number[];
+  /** HISTOGRAMS of HISTOGRAM_SLOTS counts (f64); see dataplane/histograms.ts. */
+  readonly histograms: number;
+  /** GAUGES values (f64): see dataplane/gauges.ts. */
+  readonly gauges: number;
 }
 
 /** One version of the tables. */
@@ -164,6 +168,11 @@ export interface Layout {
 
 export const SHARED_WORDS = 256;
 export const COUNTERS = 128;
+/** Histograms of one worker, and slots of one: one for each number of bits that an i32 can have. */
+export const HISTOGRAMS = 4;
+export const HISTOGRAM_SLOTS = 32;
+/** What a worker says of itself and its tables. */
+export const GAUGES = 8;
 /** Bytes of one peer record; see dataplane/peers.ts. */
 export const PEER_BYTES = 128;
 /** Counters (f64) of one peer: packets and bytes, out and in. */
@@ -256,6 +265,8 @@ export function layoutFor(options: MemoryOptions): Layout {
       macDetails: take(macSlots * MAC_BYTES),
       neighbours: take(neighbourSlots * NEIGHBOUR_BYTES),
       rings: Array.from({ length: options.workers }, () => take(options.workers > 1 ? RING_BYTES : 0)),
+      histograms: take(HISTOGRAMS * HISTOGRAM_SLOTS * 8),
+      gauges: take(GAUGES * 8),
     };
   });
   return {

@@ -7,6 +7,7 @@ import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { SetupError } from '../io/setup-error.js';
 
+/** One more, and the one that has asked for nothing for longest is closed: those who hold connections keep nobody out. */
 const MOST_CONNECTIONS = 64;
 const MOST_HEADER_BYTES = 8192;
 const TIMEOUT = 5000;
@@ -60,6 +61,7 @@ export interface HttpEndpoint {
 export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
   const { host, port, timeout = TIMEOUT } = options;
   const busy = new WeakSet<Socket>();
+  const recent = new Recent(MOST_CONNECTIONS);
   const server = createServer(
     {
       maxHeaderSize: MOST_HEADER_BYTES,
@@ -76,17 +78,22 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
         return;
       }
       busy.add(socket);
+      recent.touch(socket);
       const patience = setTimeout(() => socket.destroy(), timeout * ANSWER_TIMEOUTS);
       response.once('close', () => {
         clearTimeout(patience);
         busy.delete(socket);
+        if (!socket.destroyed) recent.touch(socket);
       });
       answer(request.method ?? '', (request.url ?? '').split('?')[0], response, options).catch(() =>
         response.destroy(),
       );
     },
   );
-  server.maxConnections = MOST_CONNECTIONS;
+  server.on('connection', (socket: Socket) => {
+    recent.touch(socket);
+    socket.once('close', () => recent.forget(socket));
+  });
   return new Promise((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(error, options)));
     server.listen({ host, port, exclusive: true }, () => {
@@ -94,6 +101,30 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
       resolve({ port: portOf(server), close: () => close(server) });
     });
   });
+}
+
+/** The open connections, that which was of use last at the end. A byte of a request that is never whole is of no use. */
+class Recent {
+  readonly #most: number;
+  readonly #sockets = new Set<Socket>();
+
+  constructor(most: number) {
+    this.#most = most;
+  }
+
+  /** This one connected, asked, or has its answer. */
+  touch(socket: Socket): void {
+    this.#sockets.delete(socket);
+    this.#sockets.add(socket);
+    if (this.#sockets.size <= this.#most) return;
+    const [oldest] = this.#sockets;
+    this.#sockets.delete(oldest);
+    oldest.destroy();
+  }
+
+  forget(socket: Socket): void {
+    this.#sockets.delete(socket);
+  }
 }
 
 async function answer(method: string, path: string, response: ServerResponse, options: HttpOptions): Promise<void> {

@@ -1,20 +1,22 @@
 /**
  * Prometheus metrics. Nothing is counted here: at each scrape the counters in the shared memory and control's state are read
- * (design.md, "one writer per datum"). Names follow Prometheus' conventions: base units, `_total` for what only grows.
+ * (design.md, "one writer per datum"). Names follow Prometheus' conventions: base units, `_total` for what only grows;
+ * `promtool check metrics` has nothing to say about them.
  *
  * `weft_packets_total` and `weft_drops_total` together show the conservation of packets, by `role`:
  * in + made = sent + consumed + dropped.
  */
-import { Counter, Gauge, Registry } from 'prom-client';
+import { Registry } from 'prom-client';
 import type { LoopState } from '../control/loop.js';
 import { COUNTER_INFOS, type CounterRole, readCounter } from '../dataplane/counters.js';
-import { slotOf } from '../dataplane/peers.js';
-import { type EngineMemory, PEER_COUNTERS } from '../io/memory.js';
+import { readGauges, type WorkerGauges } from '../dataplane/gauges.js';
+import { BOUNDS, HISTOGRAM_INFOS, type HistogramInfo, readHistogram } from '../dataplane/histograms.js';
+import { type EngineMemory, MAX_PEERS } from '../io/memory.js';
 import { OFFLOAD_NAMES, OFFLOADS } from '../io/offloads.js';
+import { addNodeMetrics } from './node-metrics.js';
+import { MOST_PEERS, OTHERS, PeerCounters, type PeersSeen } from './peer-counters.js';
+import { Definitions, type Distribution, one, type Sample } from './sampled.js';
 import type { PeerInForce, TablesSummary } from './tables.js';
-
-/** Series per peer cost a scrape and a database; a large mesh shows its first peers by name, and how many it left out. */
-export const MOST_PEERS = 256;
 
 /** A network of layer 2. */
 export interface Segment {
@@ -32,9 +34,18 @@ export interface Observed {
   readonly mtu: number;
   /** By network; empty in layer 3. */
   readonly segments: readonly Segment[];
+  /** What the kernel dropped at our devices, by their names. */
+  readonly deviceDrops: () => ReadonlyMap<string, { readonly outbound: number; readonly inbound: number }>;
   /** What is known in each. */
   readonly forwarding: { summary(): Promise<TablesSummary> };
-  readonly tables: { readonly routeCount: number };
+  readonly tables: {
+    readonly routeCount: number;
+    /** 0 to 1. */
+    readonly routeFill: number;
+    readonly peerCount: number;
+    readonly macCount: number;
+    readonly neighbourCount: number;
+  };
   /** What the kernel routes by itself. */
   readonly host: { readonly routes: number; readonly refused: number };
   /** Requests sent to the registry; undefined where that means nothing. */
@@ -49,129 +60,47 @@ export interface Observed {
     readonly socketDrops: number;
   };
   readonly loop: { readonly state: LoopState };
+  /** How often each kind of action was carried out. */
+  readonly applier: { readonly carriedOut: Readonly<Record<string, number>> };
   /** Seconds are undefined where there are no leases. */
   readonly lease: { secondsLeft(): number | undefined; forwards(): boolean };
   readonly pathMtu: { readonly lowered: number };
 }
 
-type Labels = Record<string, string>;
-type Sample = readonly [labels: Labels, value: number];
-
-/** A registry of its own, whose `metrics()` is the text of /metrics. */
-export function createMetrics(observed: Observed): Registry {
-  const registry = new Registry();
-  const registers = [registry];
-  const counter = (name: string, help: string, labelNames: string[], samples: () => Iterable<Sample>): void => {
-    new Counter({
-      name,
-      help,
-      labelNames,
-      registers,
-      collect() {
-        this.reset();
-        for (const [labels, value] of samples()) this.inc(labels, value);
-      },
-    });
-  };
-  const gauge: DefineGauge = (name, help, labelNames, samples): void => {
-    new Gauge({
-      name,
-      help,
-      labelNames,
-      registers,
-      async collect() {
-        const found = await samples();
-        this.reset();
-        for (const [labels, value] of found) this.set(labels, value);
-      },
-    });
-  };
-
-  walkCounters(observed.memory, counter);
-  peerCounters(observed, counter, gauge);
-  if (observed.segments.length > 0) forwardingGauges(observed, gauge);
-
-  gauge('weft_peers', 'Peers in force.', [], () => [[{}, peersByName(observed).size]]);
-  gauge('weft_routes', 'Prefixes in force.', [], () => [[{}, observed.tables.routeCount]]);
-  gauge('weft_kernel_routes', "Peers' subnets that the kernel has routes to (vxlan and host-gw backends).", [], () => [
-    [{}, observed.host.routes],
-  ]);
-  gauge('weft_kernel_routes_refused', 'Routes and neighbours that the kernel does not take.', [], () => [
-    [{}, observed.host.refused],
-  ]);
-  gauge('weft_peers_path_mtu_lowered', 'Peers whose path carries less than was planned.', [], () => [
-    [{}, observed.pathMtu.lowered],
-  ]);
-  gauge('weft_device_mtu_bytes', "The device's MTU; in layer 2 each device's.", ['device', 'vni'], () =>
-    observed.segments.length > 0
-      ? observed.segments.map(({ vni, device, mtu }) => [{ device, vni: String(vni) }, mtu])
-      : [[{}, observed.mtu]],
-  );
-  gauge('weft_offload_in_use', '1 while an offload is in use.', ['offload'], () =>
-    OFFLOAD_NAMES.map((name) => [{ offload: name }, observed.workers.offloads & OFFLOADS[name] ? 1 : 0]),
-  );
-  counter(
-    'weft_socket_overflow_total',
-    "Messages that the kernel dropped because a socket's buffer was full (with UDP_GRO one may hold many datagrams).",
-    [],
-    () => [[{}, observed.workers.socketDrops]],
-  );
-  gauge('weft_workers_running', 'Dataplane threads that run.', [], () => [[{}, observed.workers.running]]);
-  counter('weft_worker_restarts_total', 'Times a dataplane thread was started again.', [], () => [
-    [{}, observed.workers.restarts],
-  ]);
-
-  const state = (): LoopState => observed.loop.state;
-  gauge('weft_registry_up', '1 while what the registry says now is in force, 0 while an older state is.', [], () => [
-    [{}, state().synced && state().problem === undefined ? 1 : 0],
-  ]);
-  counter('weft_registry_updates_total', 'Updates from the registry.', [], () => [[{}, state().updates]]);
-  counter('weft_registry_applied_total', 'Times a state of the registry was put in force.', [], () => [
-    [{}, state().applied],
-  ]);
-  const { requests } = observed;
-  if (requests) counter('weft_registry_requests_total', 'Requests sent to the registry.', [], () => [[{}, requests()]]);
-  counter(
-    'weft_registry_failures_total',
-    'Times a state of the registry was refused or could not be applied.',
-    [],
-    () => [[{}, state().failures]],
-  );
-  gauge('weft_registry_last_applied_timestamp_seconds', 'When a state was last put in force.', [], () => [
-    [{}, state().lastApplied / 1000],
-  ]);
-
-  gauge(
-    'weft_registry_stale_since_timestamp_seconds',
-    'When what is in force was last known to be right, 0 while it is.',
-    [],
-    () => [[{}, state().staleSince / 1000]],
-  );
-  gauge('weft_forwarding', '1 while packets are forwarded, 0 while our lease has ended.', [], () => [
-    [{}, observed.lease.forwards() ? 1 : 0],
-  ]);
-  gauge('weft_lease_seconds_left', 'Until our lease ends unless it is renewed; negative after that.', [], () => {
-    const left = observed.lease.secondsLeft();
-    return left === undefined ? [] : [[{}, left]];
-  });
-
-  gauge('weft_build_info', 'Always 1; the version is a label.', ['version'], () => [
-    [{ version: observed.version }, 1],
-  ]);
-  counter('process_cpu_seconds_total', 'CPU time of all threads.', [], () => {
-    const { user, system } = process.cpuUsage();
-    return [[{}, (user + system) / 1e6]];
-  });
-  gauge('process_resident_memory_bytes', 'Resident memory.', [], () => [[{}, process.memoryUsage.rss()]]);
-  const started = Date.now() / 1000 - process.uptime();
-  gauge('process_start_time_seconds', 'When the process started.', [], () => [[{}, started]]);
-  return registry;
+/** The text of /metrics, made anew by each call, and its content type. */
+export interface Metrics {
+  readonly contentType: string;
+  metrics(): Promise<string>;
 }
 
-type Define = (name: string, help: string, labelNames: string[], samples: () => Iterable<Sample>) => void;
+export function createMetrics(observed: Observed): Metrics {
+  const registry = new Registry();
+  const define = new Definitions(registry);
+  const peerCounters = new PeerCounters(observed.memory);
+  // All that is told of peers in one scrape is from one look at them.
+  let peers = peerCounters.see([]);
+  defineWalks(observed.memory, define);
+  definePeers(define, () => peers);
+  defineTables(observed, define);
+  if (observed.segments.length > 0) defineForwarding(observed, define);
+  defineDevices(observed, define);
+  defineWorkers(observed, define);
+  defineRegistry(observed, define);
+  define.gauge('weft_build_info', 'Always 1; the versions of weftd and of Node are labels.', () => [
+    [{ version: observed.version, node_version: process.version }, 1],
+  ]);
+  addNodeMetrics(registry);
+  return {
+    contentType: registry.contentType,
+    metrics: () => {
+      peers = peerCounters.see(observed.peers());
+      return registry.metrics();
+    },
+  };
+}
 
-/** The counters of both walks, under the names of dataplane/counters.ts. */
-function walkCounters(memory: EngineMemory, counter: Define): void {
+/** The counters of both walks, under the names of dataplane/counters.ts; and the sizes of what goes through them at once. */
+function defineWalks(memory: EngineMemory, define: Definitions): void {
   const samples = (roles: readonly CounterRole[], label: string, withRole = false) =>
     function* (): Generator<Sample> {
       for (const [id, { name, direction, role }] of COUNTER_INFOS.entries()) {
@@ -179,77 +108,101 @@ function walkCounters(memory: EngineMemory, counter: Define): void {
         yield [{ direction, [label]: name, ...(withRole ? { role } : {}) }, readCounter(memory, id)];
       }
     };
-  counter(
+  const sizes = (wanted: HistogramInfo['name']) =>
+    function* (): Generator<Distribution> {
+      for (const [id, { name, direction }] of HISTOGRAM_INFOS.entries()) {
+        if (name === wanted) yield { labels: { direction }, ...readHistogram(memory, id) };
+      }
+    };
+  define.counter(
     'weft_packets_total',
     'Packets that came in, were made, sent, or consumed, by stage of the walk (docs/walk.md).',
-    ['direction', 'stage', 'role'],
     samples(['in', 'made', 'sent', 'consumed'], 'stage', true),
   );
-  counter(
-    'weft_drops_total',
-    'Packets dropped, by reason (docs/walk.md).',
-    ['direction', 'reason'],
-    samples(['dropped'], 'reason'),
-  );
-  counter(
+  define.counter('weft_drops_total', 'Packets dropped, by reason (docs/walk.md).', samples(['dropped'], 'reason'));
+  define.counter(
     'weft_bytes_total',
     'Bytes in and out of the device and the sockets, outer headers not counted.',
-    ['direction', 'stage'],
     samples(['bytes'], 'stage'),
   );
-  counter(
+  define.counter(
     'weft_notes_total',
     'What else happened on the walk; no packet ends here (docs/walk.md).',
-    ['direction', 'note'],
     samples(['note'], 'note'),
   );
-}
-
-/** By name: references, one for each network that the peer is in. */
-function peersByName({ peers }: Observed): Map<string, number[]> {
-  const found = new Map<string, number[]>();
-  for (const { name, ref } of peers()) {
-    const refs = found.get(name);
-    if (refs) refs.push(ref);
-    else found.set(name, [ref]);
-  }
-  return found;
+  define.histogram(
+    'weft_batch_size',
+    'What was read at once: packets from the device (outbound), messages from a socket (inbound).',
+    BOUNDS,
+    sizes('batch_size'),
+  );
+  define.histogram(
+    'weft_message_datagrams',
+    'Datagrams of one message to or from a socket: segments of UDP_SEGMENT (outbound) or UDP_GRO (inbound).',
+    BOUNDS,
+    sizes('message_datagrams'),
+  );
 }
 
 /** A peer's series are the sums over all networks that it is in. */
-function peerCounters(observed: Observed, counter: Define, gauge: Define): void {
-  const { memory } = observed;
-  const shown = (): [string, number[]][] =>
-    [...peersByName(observed)].sort(([a], [b]) => (a < b ? -1 : 1)).slice(0, MOST_PEERS);
+function definePeers(define: Definitions, seen: () => PeersSeen): void {
   /** `column` 0: packets, 1: bytes; out first, then in (io/memory.ts). */
   const samples = (column: number) =>
     function* (): Generator<Sample> {
-      for (const [name, refs] of shown()) {
-        for (const [i, direction] of (['outbound', 'inbound'] as const).entries()) {
-          let sum = 0;
-          for (const { peerCounters: at } of memory.layout.workers) {
-            for (const ref of refs) sum += memory.f64[(at >> 3) + slotOf(ref) * PEER_COUNTERS + i * 2 + column];
-          }
-          yield [{ peer: name, direction }, sum];
-        }
+      for (const [peer, sums] of seen().shown) {
+        yield [{ peer, direction: 'outbound' }, sums[column]];
+        yield [{ peer, direction: 'inbound' }, sums[2 + column]];
       }
     };
-  const labels = ['peer', 'direction'];
-  counter('weft_peer_packets_total', 'Packets to and from a peer.', labels, samples(0));
-  counter('weft_peer_bytes_total', 'Bytes to and from a peer, outer headers not counted.', labels, samples(1));
-  gauge('weft_peers_not_shown', `Peers beyond the ${MOST_PEERS} that have series of their own.`, [], () => [
-    [{}, Math.max(0, peersByName(observed).size - MOST_PEERS)],
-  ]);
+  const rest = `those beyond the first ${MOST_PEERS} are ${OTHERS}`;
+  define.counter('weft_peer_packets_total', `Packets to and from a peer; ${rest}.`, samples(0));
+  define.counter('weft_peer_bytes_total', `Bytes to and from a peer, outer headers not counted; ${rest}.`, samples(1));
+  define.gauge('weft_peers', 'Peers in force.', () => one(seen().names));
+  define.gauge('weft_peers_not_shown', `Peers that have no series of their own, but are in ${OTHERS}.`, () =>
+    one(seen().notShown),
+  );
 }
 
-type DefineGauge = (
-  name: string,
-  help: string,
-  labelNames: string[],
-  samples: () => Iterable<Sample> | Promise<Iterable<Sample>>,
-) => void;
+function defineTables({ memory, tables, host, pathMtu }: Observed, define: Definitions): void {
+  define.gauge('weft_routes', 'Prefixes in force.', () => one(tables.routeCount));
+  define.gauge('weft_kernel_routes', "Peers' subnets that the kernel has routes to (vxlan and host-gw backends).", () =>
+    one(host.routes),
+  );
+  define.gauge('weft_kernel_routes_refused', 'Routes and neighbours that the kernel does not take.', () =>
+    one(host.refused),
+  );
+  define.gauge('weft_peers_path_mtu_lowered', 'Peers whose path carries less than was planned.', () =>
+    one(pathMtu.lowered),
+  );
+  const { peers, macs = 0, neighbours = 0, statics = 0 } = memory.options;
+  const fullest = (of: (gauges: WorkerGauges) => number): number =>
+    memory.layout.workers.reduce((most, _, worker) => Math.max(most, of(readGauges(memory, worker))), 0);
+  const ratio = (table: string, used: number, room: number): Sample => [{ table }, room === 0 ? 0 : used / room];
+  define.gauge(
+    'weft_table_used_ratio',
+    'How full each table is, 0 to 1; of those that each worker has, the fullest.',
+    function* () {
+      yield ratio('peers', tables.peerCount, Math.min(peers, MAX_PEERS));
+      yield [{ table: 'route_nodes' }, tables.routeFill];
+      if (macs === 0) return;
+      yield ratio(
+        'macs',
+        fullest((gauges) => gauges.macs),
+        macs,
+      );
+      yield ratio(
+        'neighbours',
+        fullest((gauges) => gauges.neighbours),
+        neighbours,
+      );
+      yield ratio('static_macs', tables.macCount, statics);
+      yield ratio('static_neighbours', tables.neighbourCount, statics);
+    },
+  );
+}
 
-function forwardingGauges({ segments, forwarding }: Observed, gauge: DefineGauge): void {
+/** What layer 2 has learned, and was told. */
+function defineForwarding({ segments, forwarding }: Observed, define: Definitions): void {
   const byNetwork =
     (values: (network: number, summary: TablesSummary) => Record<string, number>, label: string) =>
     async (): Promise<Sample[]> => {
@@ -260,25 +213,108 @@ function forwardingGauges({ segments, forwarding }: Observed, gauge: DefineGauge
         ),
       );
     };
-  gauge(
+  define.gauge(
     'weft_macs',
     "MACs that are known, by origin: behind our own device, behind peers, or the registry's.",
-    ['vni', 'device', 'origin'],
     byNetwork((network, { macs }) => macs[network], 'origin'),
   );
-  gauge(
+  define.gauge(
     'weft_neighbours',
     "IP addresses whose MAC is known, by origin: learned, or the registry's.",
-    ['vni', 'device', 'origin'],
     byNetwork((network, { neighbours }) => neighbours[network], 'origin'),
   );
-  gauge(
-    'weft_mac_oldest_age_seconds',
-    'Age of the learned MAC that was quiet for longest.',
-    ['vni', 'device'],
-    async () => {
-      const { oldest } = await forwarding.summary();
-      return segments.map(({ vni, device }, network): Sample => [{ vni: String(vni), device }, oldest[network]]);
+  define.gauge('weft_mac_oldest_age_seconds', 'Age of the learned MAC that was quiet for longest.', async () => {
+    const { oldest } = await forwarding.summary();
+    return segments.map(({ vni, device }, network): Sample => [{ vni: String(vni), device }, oldest[network]]);
+  });
+}
+
+function defineDevices({ segments, mtu, deviceDrops, workers }: Observed, define: Definitions): void {
+  define.gauge('weft_device_mtu_bytes', "The device's MTU; in layer 2 each device's.", () =>
+    segments.length > 0
+      ? segments.map((segment) => [{ device: segment.device, vni: String(segment.vni) }, segment.mtu])
+      : one(mtu),
+  );
+  define.counter(
+    'weft_device_dropped_total',
+    "Packets that the kernel dropped at a device: its queue to us was full (outbound), or the host took no more (inbound). From the device's making on.",
+    function* () {
+      for (const [device, { outbound, inbound }] of deviceDrops()) {
+        yield [{ device, direction: 'outbound' }, outbound];
+        yield [{ device, direction: 'inbound' }, inbound];
+      }
     },
   );
+  define.counter(
+    'weft_socket_overflow_total',
+    "Messages that the kernel dropped because a socket's buffer was full (with UDP_GRO one may hold many datagrams).",
+    () => one(workers.socketDrops),
+  );
+  define.gauge('weft_offload_in_use', '1 while an offload is in use.', () =>
+    OFFLOAD_NAMES.map((name) => [{ offload: name }, workers.offloads & OFFLOADS[name] ? 1 : 0]),
+  );
+}
+
+function defineWorkers({ memory, workers }: Observed, define: Definitions): void {
+  define.gauge('weft_workers_running', 'Dataplane threads that run.', () => one(workers.running));
+  define.counter('weft_worker_restarts_total', 'Times a dataplane thread was started again.', () =>
+    one(workers.restarts),
+  );
+  const byWorker = (of: (gauges: WorkerGauges) => number) => (): Sample[] =>
+    memory.layout.workers.map((_, worker) => [{ worker: String(worker) }, of(readGauges(memory, worker))]);
+  define.counter(
+    'weft_worker_busy_seconds_total',
+    'Time that a dataplane thread took for turns that moved packets.',
+    byWorker(({ busy }) => busy),
+  );
+  define.counter(
+    'weft_worker_spinning_seconds_total',
+    'Time that a dataplane thread took to look again, without sleeping, and found nothing.',
+    byWorker(({ spinning }) => spinning),
+  );
+  define.gauge(
+    'weft_worker_longest_gap_seconds',
+    'Longest time between two looks for packets while awake, of the last 30 to 60 seconds.',
+    byWorker(({ longestGap }) => longestGap),
+  );
+}
+
+function defineRegistry({ loop, applier, requests, lease }: Observed, define: Definitions): void {
+  const state = (): LoopState => loop.state;
+  define.gauge('weft_registry_up', '1 while what the registry says now is in force, 0 while an older state is.', () =>
+    one(state().synced && state().problem === undefined ? 1 : 0),
+  );
+  define.counter('weft_registry_updates_total', 'Updates from the registry.', () => one(state().updates));
+  define.counter('weft_registry_applied_total', 'Times a state of the registry was put in force.', () =>
+    one(state().applied),
+  );
+  if (requests) define.counter('weft_registry_requests_total', 'Requests sent to the registry.', () => one(requests()));
+  define.counter(
+    'weft_registry_failures_total',
+    'Times a state of the registry was refused or could not be applied.',
+    () => one(state().failures),
+  );
+  define.gauge('weft_registry_last_event_timestamp_seconds', 'When the registry last told something, 0 before.', () =>
+    one(state().lastEvent / 1000),
+  );
+  define.gauge('weft_registry_last_applied_timestamp_seconds', 'When a state was last put in force.', () =>
+    one(state().lastApplied / 1000),
+  );
+  define.gauge(
+    'weft_registry_stale_since_timestamp_seconds',
+    'When what is in force was last known to be right, 0 while it is.',
+    () => one(state().staleSince / 1000),
+  );
+  define.counter(
+    'weft_reconcile_actions_total',
+    'Actions by which what the registry says was put in force, by kind.',
+    () => Object.entries(applier.carriedOut).map(([kind, times]) => [{ action: kind.replaceAll('-', '_') }, times]),
+  );
+  define.gauge('weft_forwarding', '1 while packets are forwarded, 0 while our lease has ended.', () =>
+    one(lease.forwards() ? 1 : 0),
+  );
+  define.gauge('weft_lease_seconds_left', 'Until our lease ends unless it is renewed; negative after that.', () => {
+    const left = lease.secondsLeft();
+    return left === undefined ? [] : one(left);
+  });
 }

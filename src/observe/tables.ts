@@ -8,6 +8,7 @@ import { macText } from '../control/mac.js';
 import { readMacs, readNeighbours } from '../dataplane/forwarding.js';
 import { LOCAL } from '../dataplane/macs.js';
 import type { EngineMemory } from '../io/memory.js';
+import { sparing } from './sparing.js';
 
 /** Entries of one answer; the rest is only counted. */
 export const MOST_ENTRIES = 10_000;
@@ -54,9 +55,10 @@ export class ForwardingTables {
   constructor(options: TablesOptions) {
     this.#options = options;
     this.#now = options.now ?? monotonic;
-    this.macs = sparing(() => this.#macs());
-    this.neighbours = sparing(() => this.#neighbours());
-    this.summary = sparing(() => this.#summary());
+    // Reading a large table takes its time: nobody can take more than a tenth of control's by asking.
+    this.macs = sparing(() => this.#macs(), 10);
+    this.neighbours = sparing(() => this.#neighbours(), 10);
+    this.summary = sparing(() => this.#summary(), 10);
   }
 
   async #macs(): Promise<string> {
@@ -64,12 +66,12 @@ export class ForwardingTables {
     const names = this.#names();
     const macs: object[] = [];
     let more = 0;
-    for await (const { network, mac, ref, origin, age } of sliced(readMacs(memory, this.#now(), most))) {
+    await inSlices(readMacs(memory, this.#now(), most), ({ network, mac, ref, origin, age }) => {
       const peer = ref === LOCAL ? null : names.get(ref);
-      if (peer === undefined) continue; // it has just left
+      if (peer === undefined) return; // it has just left
       if (macs.length === MOST_ENTRIES) more++;
       else macs.push({ vni: vnis[network], mac: macText(mac), peer, origin, ageSeconds: ageOf(age) });
-    }
+    });
     return JSON.stringify({ macs, more });
   }
 
@@ -98,11 +100,13 @@ export class ForwardingTables {
     const macs = vnis.map(() => ({ local: 0, peer: 0, static: 0 }));
     const neighbours = vnis.map(() => ({ learned: 0, static: 0 }));
     const oldest = vnis.map(() => 0);
-    for await (const { network, ref, origin, age = 0 } of sliced(readMacs(memory, now, most))) {
+    await inSlices(readMacs(memory, now, most), ({ network, ref, origin, age = 0 }) => {
       macs[network][origin === 'static' ? 'static' : ref === LOCAL ? 'local' : 'peer']++;
       oldest[network] = Math.max(oldest[network], seconds(age));
-    }
-    for await (const { network, origin } of sliced(readNeighbours(memory, now, most))) neighbours[network][origin]++;
+    });
+    await inSlices(readNeighbours(memory, now, most), ({ network, origin }) => {
+      neighbours[network][origin]++;
+    });
     return { macs, neighbours, oldest };
   }
 
@@ -116,34 +120,16 @@ const ageOf = (age: number | undefined): number | null => (age === undefined ? n
 /** Entries between turns of the event loop: some milliseconds' worth. */
 const SLICE = 2000;
 
-/** A table of 10^6 entries, in slices, so that no signal, no lease and no scrape waits for all of it. */
-async function* sliced<T>(entries: Iterable<T>): AsyncGenerator<T> {
-  let slice: T[] = [];
+/**
+ * A table of 10^6 entries, in slices, so that no signal, no lease and no scrape waits for all of it. Slices, since to wait for each
+ * entry by itself would be most of the work.
+ */
+async function inSlices<T>(entries: Iterable<T>, take: (entry: T) => void): Promise<void> {
+  let left = SLICE;
   for (const entry of entries) {
-    slice.push(entry);
-    if (slice.length < SLICE) continue;
-    yield* slice;
-    slice = [];
+    take(entry);
+    if (--left > 0) continue;
+    left = SLICE;
     await setImmediate();
   }
-  yield* slice;
-}
-
-/**
- * Reading a large table takes its time: its result is given again for ten times as long as that took, and to all who ask
- * meanwhile, so that nobody can take more than a tenth of control's time by asking.
- */
-function sparing<T>(read: () => Promise<T>): () => Promise<T> {
-  let last: Promise<T> | undefined;
-  let until = Number.NEGATIVE_INFINITY;
-  return () => {
-    const begun = performance.now();
-    if (last && begun < until) return last;
-    until = Number.POSITIVE_INFINITY;
-    last = read().finally(() => {
-      const ended = performance.now();
-      until = ended + 10 * (ended - begun);
-    });
-    return last;
-  };
 }

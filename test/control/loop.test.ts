@@ -77,6 +77,27 @@ t.test('the first snapshot is in force before start resolves', async (t) => {
   await loop.stop();
 });
 
+t.test('when the registry last told something', async (t) => {
+  const { registry, loop } = setUp();
+  t.equal(loop.state.lastEvent, 0, 'nothing yet');
+  const trouble = { reason: 'away' };
+  registry.say({ ...snapshot('1', record(2)), trouble } as RegistryUpdate);
+  await loop.start();
+  t.equal(loop.state.lastEvent, 0, 'that was only remembered');
+  const begun = Date.now();
+  registry.say({ kind: 'events', events: [], cursor: '2', trouble });
+  await until(() => loop.state.updates === 2);
+  const told = loop.state.lastEvent;
+  t.ok(told >= begun && told <= Date.now(), 'one that cannot be written, but tells');
+  registry.say({ kind: 'trouble', trouble });
+  await until(() => loop.state.updates === 3);
+  t.equal(loop.state.lastEvent, told, 'trouble is no news of the registry');
+  registry.say(snapshot('3', record(2)));
+  await until(() => loop.state.updates === 4);
+  t.ok(loop.state.lastEvent >= told);
+  await loop.stop();
+});
+
 t.test('at first a bad registry is a failure of the set-up', async (t) => {
   for (const [update, reason] of [
     [{ kind: 'trouble', trouble: { reason: 'not JSON' } }, 'test registry: not JSON'],

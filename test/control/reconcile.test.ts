@@ -229,6 +229,7 @@ t.test('apply fills, changes and empties the tables', async (t) => {
   t.equal(look(memory).ownerOf('10.5.18.9'), 0);
   t.equal(applier.ref([...first.peers.keys()][0]), p0);
   t.equal(await applier.apply(first), 0, 'again: nothing to do');
+  t.match(applier.carriedOut, { 'add-peer': 2, 'set-route': 2, 'remove-peer': 0, 'change-kernel': 0 });
 
   // The first changes its port, at the same address; the second loses its subnet to it, and has a smaller MTU.
   const second = planOf({
@@ -276,6 +277,7 @@ t.test('a plan that does not fit changes nothing', async (t) => {
   });
   await t.rejects(applier.apply(tooMany), RangeError);
   t.equal(JSON.stringify(refs(memory)), before, 'too many peers: as before');
+  t.match(applier.carriedOut, { 'add-peer': 2, 'set-route': 2, 'remove-peer': 0 }, 'what was undone does not count');
   t.equal(applier.have, first);
 
   const many = Array.from({ length: 40 }, (_, i) => parseCidr(`10.6.${i}.0/28`));

@@ -190,6 +190,28 @@ t.test('what is taken', async (t) => {
   host.ip('route del 10.5.0.0/16');
 });
 
+t.test('metrics where nobody asked for them: one warning, and packets flow', async (t) => {
+  const holder = host.start('port', process.execPath, [
+    '-e',
+    `require('node:net').createServer().listen(9469, '127.0.0.1', () => console.log('bound'));`,
+  ]);
+  await holder.ready('bound');
+  const weftd = host.start('unasked', process.execPath, [WEFTD, ...args()]);
+  await weftd.ready('"event":"ready"');
+  const warnings = weftd
+    .log()
+    .split('\n')
+    .filter((line) => line.includes('"warn"'));
+  t.equal(warnings.length, 1);
+  t.match(
+    warnings[0],
+    /"event":"metrics_off","reason":"127\.0\.0\.1:9469 is in use: choose another --metrics-address"/,
+  );
+  await weftd.stop();
+  t.equal(weftd.child.exitCode, 0);
+  await holder.stop('SIGKILL');
+});
+
 t.test('the peers file', async (t) => {
   const with_ = (name: string, ...peers: unknown[]): Record<string, string> => ({ '--peers': file(name, { peers }) });
   await fails(t, 'absent', /peers file \/nonexistent\.json: ENOENT/, { '--peers': '/nonexistent.json' });

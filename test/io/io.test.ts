@@ -48,6 +48,7 @@ t.test('layout: regions lie apart, aligned, each followed by a guard', async (t)
     for (const worker of layout.workers) {
       const { send, receive } = worker;
       starts.push(worker.macs, worker.macDetails, worker.neighbours, ...worker.rings);
+      starts.push(worker.histograms, worker.gauges);
       starts.push(worker.counters, worker.peerCounters, worker.vnetIn, worker.pullIov, worker.pushIov, worker.arena);
       starts.push(
         worker.mergeStates,

@@ -8,6 +8,7 @@
  */
 import { COUNTER_INFOS, conservation, readCounter } from '../../src/dataplane/counters.js';
 import { Engine, READY_ALL } from '../../src/dataplane/engine.js';
+import { readGauges } from '../../src/dataplane/gauges.js';
 import { MAC_REF } from '../../src/dataplane/macs.js';
 import { writeOwnMacs } from '../../src/dataplane/networks.js';
 import type { PeerRef } from '../../src/dataplane/peers.js';
@@ -36,6 +37,7 @@ import { ALL_OFFLOADS } from '../../src/io/offloads.js';
 import { socketAddress } from '../../src/io/socket-address.js';
 import { decodeVxlan, frame, mac, vxlan } from './frames.js';
 import { address, message, pattern, udp } from './packets.js';
+import { auditSizes } from './sizes.js';
 
 export const VNIS = [42, 43] as const;
 export const PORT = 4789;
@@ -326,6 +328,7 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
       },
       audit() {
         if (!memory.intactGuards()) throw new Error('guard bytes were overwritten');
+        auditSizes(memory);
         const sums = conservation(memory);
         const [put, got] = [sums.in + sums.made, sums.sent + sums.consumed + sums.dropped];
         if (put !== got) throw new Error(`in + made is ${put}, sent + consumed + dropped is ${got}`);
@@ -348,6 +351,12 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
           if (mine !== theirs) throw new Error(`${what}: the engine counted ${mine}, the in-memory end ${theirs}`);
         }
         const { macs, neighbours, byPeer } = rig.learned();
+        const told = readGauges(memory, worker);
+        if (told.macs !== macs || told.neighbours !== neighbours) {
+          throw new Error(
+            `told of ${told.macs} MACs and ${told.neighbours} neighbours, in the tables ${macs}, ${neighbours}`,
+          );
+        }
         const most = settings.l2?.macsPerPeer ?? 0;
         if (macs > (memory.options.macs ?? 0)) throw new Error(`${macs} MACs in the table`);
         if (!learning && macs + neighbours > 0)

@@ -22,6 +22,7 @@ import {
 import { ALL_OFFLOADS } from '../../src/io/offloads.js';
 import { socketAddress } from '../../src/io/socket-address.js';
 import { address, prefix } from './packets.js';
+import { auditSizes } from './sizes.js';
 
 export interface PeerOptions {
   /** Underlay address; default 192.168.77.(i+2). */
@@ -191,6 +192,7 @@ export async function makeRig(options: RigOptions = {}): Promise<Rig> {
     },
     audit() {
       if (!memory.intactGuards()) throw new Error('guard bytes were overwritten');
+      auditSizes(memory);
       const sums = conservation(memory);
       const [put, got] = [sums.in + sums.made, sums.sent + sums.consumed + sums.dropped];
       if (put !== got) throw new Error(`in + made is ${put}, sent + consumed + dropped is ${got}`);

@@ -149,7 +149,13 @@ t.test('it is bounded', async (t) => {
     ),
   );
   const refused = ended.filter(Boolean).length;
-  t.ok(refused >= 16 && refused < 40, `${refused} of 80 connections refused at once`);
+  t.ok(refused >= 16 && refused < 40, `${refused} of 80 connections closed at once`);
+  t.same(
+    ended.map((closed, i) => (closed ? i : -1)).filter((i) => i >= 0 && i >= refused),
+    [],
+    'the oldest',
+  );
+  t.match(await ask('/healthz'), { status: 200 }, 'another one is answered meanwhile');
   for (const socket of held) socket.destroy();
   await new Promise((resolve) => setTimeout(resolve, 100)); // until it has seen them go
   t.match(await ask('/healthz'), { status: 200 }, 'and it still answers');
