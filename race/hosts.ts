@@ -1,5 +1,6 @@
 /**
- * Hosts out of network namespaces, for the race, the demo and the tests. Needs root and iproute2.
+ * Hosts out of network namespaces, for the race, the demo and the tests. Needs root and iproute2. A namespace may also be a
+ * container's, behind an agent (agent.ts): commands run in either kind alike.
  *
  * A `Lab` owns everything it makes: namespaces (named `weft-<purpose>-<pid>-<host>`), processes and one temporary folder.
  * All of it goes when the lab is closed, when this process exits, and on SIGINT, SIGTERM and SIGHUP; closing twice is
@@ -15,12 +16,14 @@ import { type ChildProcess, type SpawnOptions, spawn, spawnSync } from 'node:chi
 import { closeSync, existsSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 
 /** The whole overlay, of which host i has 10.5.i.0/24 and fd00:5:0:i::/64. */
 export const NETWORK4 = '10.5.0.0/16';
 export const NETWORK6 = 'fd00:5::/48';
 
 const NAMESPACES = '/var/run/netns';
+const REMOTE = fileURLToPath(new URL('remote.js', import.meta.url));
 /** What SIGTERM gets before SIGKILL follows. */
 const GRACE_MS = 2000;
 
@@ -86,7 +89,8 @@ export function run(command: string, args: readonly string[], options: SpawnOpti
   return collect(spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], ...options }), command);
 }
 
-function collect(child: ChildProcess, command: string): Promise<Finished> {
+/** What a process writes until it ends; its pipes must not have been read before. */
+export function collect(child: ChildProcess, command: string): Promise<Finished> {
   return new Promise((resolve, reject) => {
     let stdout = '';
     let stderr = '';
@@ -165,20 +169,34 @@ async function endAll(children: readonly ChildProcess[], signal: NodeJS.Signals)
 
 export class Namespace {
   readonly lab: Lab;
-  /** Its name for `ip netns`. */
+  /** Its name for `ip netns`; a container's is one for messages only. */
   readonly name: string;
+  /** The agent's socket of a container. */
+  readonly #socket: string | undefined;
 
-  constructor(lab: Lab, name: string) {
+  constructor(lab: Lab, name: string, socket?: string) {
     this.lab = lab;
     this.name = name;
+    this.#socket = socket;
+  }
+
+  /**
+   * The command line that runs a command there. `env`: for a container only what differs from this process's environment
+   * is handed over, since PATH and the like are its own.
+   */
+  #line(command: string, args: readonly string[], env: NodeJS.ProcessEnv = process.env): [string, string[]] {
+    if (this.#socket === undefined) return ['ip', ['netns', 'exec', this.name, command, ...args]];
+    const differs = ([name, value]: [string, string | undefined]): boolean => value !== process.env[name];
+    const settings = Object.entries(env)
+      .filter(differs)
+      .map(([name, value]) => `${name}=${value ?? ''}`);
+    return [process.execPath, [REMOTE, this.#socket, ...settings, '--', command, ...args]];
   }
 
   /** Runs `ip` commands (`link add …`, `route replace …`) in one process; throws at the first that fails. */
   ip(...commands: string[]): void {
-    const done = spawnSync('ip', ['-n', this.name, '-batch', '-'], {
-      input: `${commands.join('\n')}\n`,
-      encoding: 'utf8',
-    });
+    const [program, words] = this.#line('ip', ['-batch', '-']);
+    const done = spawnSync(program, words, { input: `${commands.join('\n')}\n`, encoding: 'utf8' });
     if (done.status === 0) return;
     const failed = /Command failed -:(\d+)/.exec(done.stderr);
     const command = failed ? commands[Number(failed[1]) - 1] : commands.join('; ');
@@ -187,10 +205,11 @@ export class Namespace {
 
   /** Runs a command to its end, synchronously; its output, or throws. */
   runSync(command: string, ...args: string[]): string {
-    const done = spawnSync('ip', ['netns', 'exec', this.name, command, ...args], { encoding: 'utf8' });
+    const [program, words] = this.#line(command, args);
+    const done = spawnSync(program, words, { encoding: 'utf8' });
     if (done.status === 0) return done.stdout;
     const why = `${done.stderr}`.trim().split('\n')[0] || done.error?.message || `exit ${done.status}`;
-    throw new Error(`${command} ${args.join(' ')} in ${this.name}: ${why}`);
+    throw new Error(`${[command, ...args].join(' ')} in ${this.name}: ${why}`);
   }
 
   /** Sets kernel parameters by their path below /proc/sys, for example {'net/ipv4/ip_forward': 1}. */
@@ -205,7 +224,8 @@ export class Namespace {
    */
   spawn(command: string, args: readonly string[], options: SpawnOptions = {}): ChildProcess {
     this.lab.assertOpen();
-    const child = spawn('ip', ['netns', 'exec', this.name, command, ...args], { detached: true, ...options });
+    const [program, words] = this.#line(command, args, options.env);
+    const child = spawn(program, words, { detached: true, ...options });
     this.lab.adopt(child);
     return child;
   }
@@ -241,6 +261,7 @@ export class Lab {
   readonly dir: string;
   readonly namespaces: Namespace[] = [];
   readonly #children = new Set<ChildProcess>();
+  readonly #undo: (() => void)[] = [];
   #closing: Promise<void> | undefined;
   #kept = false;
 
@@ -291,6 +312,14 @@ export class Lab {
     return made;
   }
 
+  /**
+   * The namespace of a container whose agent listens at `socket`, under a name for messages. It is somebody else's: it
+   * outlives the lab, but not the commands that the lab runs there.
+   */
+  remote(name: string, socket: string): Namespace {
+    return new Namespace(this, name, socket);
+  }
+
   /** Joins two namespaces by a veth pair, both ends up. */
   veth(a: Namespace, nameA: string, b: Namespace, nameB: string, mtu = 1500): void {
     a.ip(
@@ -298,6 +327,14 @@ export class Lab {
       `link set ${nameA} up`,
     );
     b.ip(`link set ${nameB} up`);
+  }
+
+  /**
+   * For what must be put back where it is not the lab's own: `undo` runs when the lab closes, whatever made it close, once
+   * its processes are gone; the last one first. It has to be synchronous.
+   */
+  whenClosing(undo: () => void): void {
+    this.#undo.unshift(undo);
   }
 
   adopt(child: ChildProcess): void {
@@ -324,6 +361,13 @@ export class Lab {
   closeNow(): void {
     if (this.#kept || !openLabs.delete(this)) return;
     for (const child of this.#children) child.kill('SIGKILL');
+    for (const undo of this.#undo) {
+      try {
+        undo();
+      } catch (error) {
+        process.stderr.write(`${(error as Error).message}\n`);
+      }
+    }
     for (const { name } of this.namespaces) removeNamespace(name);
     rmSync(this.dir, { recursive: true, force: true });
   }
@@ -369,6 +413,9 @@ export interface Host {
   /** 1, 2, 3, …: the number in its addresses. */
   readonly number: number;
   readonly ns: Namespace;
+  /** Its own interfaces. In a lab `eth0` and `lan0`; in a container whichever has the address. */
+  readonly underlayInterface: string;
+  readonly lanInterface: string;
   readonly underlay4: string;
   readonly underlay6: string;
   readonly subnet4: string;
@@ -399,6 +446,18 @@ export interface HostsOptions {
 /** False where the kernel runs without IPv6. */
 export const ipv6Works = (): boolean => existsSync('/proc/sys/net/ipv6/conf/all');
 
+type Addresses = Pick<Host, 'underlay4' | 'underlay6' | 'subnet4' | 'subnet6' | 'client4' | 'client6'>;
+
+/** What host `number` and its client have, in a lab and in containers. */
+export const addressesOf = (number: number): Addresses => ({
+  underlay4: `192.168.77.${number}`,
+  underlay6: `fd77::${number}`,
+  subnet4: `10.5.${number}.0/24`,
+  subnet6: `fd00:5:0:${number}::/64`,
+  client4: `10.5.${number}.2`,
+  client6: `fd00:5:0:${number}::2`,
+});
+
 /** Makes hosts with forwarding on, joined by an underlay, and clients behind them with a default route. */
 export function makeHosts(lab: Lab, options: HostsOptions): Host[] {
   const mtu = options.mtu ?? 1500;
@@ -415,13 +474,10 @@ export function makeHosts(lab: Lab, options: HostsOptions): Host[] {
       letter,
       number,
       ns,
-      underlay4: `192.168.77.${number}`,
-      underlay6: `fd77::${number}`,
-      subnet4: `10.5.${number}.0/24`,
-      subnet6: `fd00:5:0:${number}::/64`,
+      underlayInterface: 'eth0',
+      lanInterface: 'lan0',
+      ...addressesOf(number),
       client,
-      client4: `10.5.${number}.2`,
-      client6: `fd00:5:0:${number}::2`,
       clientInterface: shares ? `eth${number - 2}` : 'eth0',
     };
     hosts.push(host);
@@ -444,6 +500,13 @@ export function makeHosts(lab: Lab, options: HostsOptions): Host[] {
     ns.ip(`addr add 10.5.${number}.1/24 dev lan0`);
     client.ip(`addr add ${host.client4}/24 dev ${host.clientInterface}`);
     if (!shares) client.ip(`route add default via 10.5.${number}.1`);
+    else {
+      // Answers go back through the host that was asked: engines that know who has which address refuse others'.
+      client.ip(
+        `rule add from ${host.client4} table ${number}`,
+        `route add default via 10.5.${number}.1 table ${number}`,
+      );
+    }
     if (inet6) {
       ns.ip(`addr add fd00:5:0:${number}::1/64 dev lan0 nodad`);
       client.ip(`addr add ${host.client6}/64 dev ${host.clientInterface} nodad`);

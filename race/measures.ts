@@ -1,10 +1,11 @@
 /**
  * The measures. Each runs once, between the client of host a and the client of host b, over whatever subject is in use.
  */
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { type Host, type Namespace, sleep } from './hosts.js';
+import { collect, type Finished, type Host, type Namespace, NETWORK4 } from './hosts.js';
 import type { Answers } from './rr.js';
 
 const IPERF_PORT = 5201;
@@ -15,15 +16,29 @@ const OMIT_SECONDS = 1;
 export type CongestionControl = 'cubic' | 'bbr';
 
 /**
- * One congestion control for all TCP of these hosts' clients. It is set on their route, because the sysctl of a namespace
- * takes only what the whole machine allows to everybody. And no memory of earlier connections to the same address, which
- * would carry what one subject taught the kernel into the next one's run.
+ * One congestion control for all TCP of these hosts' clients. It is set on a route of theirs to the overlay, because the
+ * sysctl of a namespace takes only what the whole machine allows to everybody. Whatever other way they had stays beside it.
  */
 export function setCongestionControl(hosts: readonly Host[], name: CongestionControl): void {
   for (const { client, number } of hosts) {
-    client.ip(`route replace default via 10.5.${number}.1 congctl ${name}`);
-    client.sysctl({ 'net/ipv4/tcp_no_metrics_save': 1 });
+    client.ip(`route replace ${NETWORK4} via 10.5.${number}.1 congctl ${name}`);
   }
+}
+
+/** Argument: an address that may have been reached before. */
+const FORGET =
+  'route=$(ip route get fibmatch "$1") && ip route del $route && ip route add $route && ip tcp_metrics flush';
+
+/**
+ * Makes the clients forget what earlier traffic taught their kernels: path MTUs, and TCP's metrics of connections to the
+ * same address. Both would carry one subject's properties into the next one's run. A path MTU goes with the route that it
+ * was learned on, so that is taken out and put back; `ip route flush cache` and the sysctl for the metrics write to
+ * /proc/sys, which containers may only read.
+ */
+export function forgetPaths([a, ...far]: readonly Host[]): void {
+  const forget = (client: Namespace, address: string): string => client.runSync('sh', '-c', FORGET, 'sh', address);
+  forget(a.client, far[0].client4);
+  for (const client of new Set(far.map((host) => host.client))) forget(client, a.client4);
 }
 
 export const congestionControls = (): string[] =>
@@ -52,18 +67,50 @@ interface IperfReport {
   };
 }
 
-/** One iperf3 run of `parallel` TCP flows; a server of its own, so that nothing is left of a run that went wrong. */
-async function iperf(from: Namespace, to: Namespace, address: string, port: number, options: string[]): Promise<Flow> {
-  const server = to.spawn('iperf3', ['-s', '-1', '-p', `${port}`, '--forceflush'], {
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
-  try {
-    await Promise.race([once(server.stdout!, 'data'), sleep(2000)]);
-    const args = ['-c', address, '-p', `${port}`, '-J', '-O', `${OMIT_SECONDS}`, ...options];
-    const { stdout, stderr } = await from.run('iperf3', args);
+export interface BulkOptions {
+  readonly seconds: number;
+  readonly flows?: number;
+  readonly congestionControl: CongestionControl;
+  /** Also the other way, at the same time. */
+  readonly both?: boolean;
+}
+
+/** Waits on standard input for its start: what it takes to get a process going somewhere is no subject's work. */
+const WHEN_TOLD = ['-c', 'echo ready; read -r _; exec "$@"', 'sh'];
+
+/** One iperf3 run with a server of its own, so that nothing is left of a run that went wrong. */
+class Iperf {
+  readonly #server: ChildProcess;
+  readonly #client: ChildProcess;
+  readonly #report: Promise<Finished>;
+  readonly #ready: Promise<unknown>;
+
+  constructor(from: Namespace, to: Namespace, address: string, port: number, { seconds, ...options }: BulkOptions) {
+    this.#server = to.spawn('iperf3', ['-s', '-1', '-p', `${port}`, '--forceflush'], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    const command = ['iperf3', '-c', address, '-p', `${port}`, '-J', '-O', `${OMIT_SECONDS}`, '-t', `${seconds}`];
+    command.push('-P', `${options.flows ?? 1}`, '-C', options.congestionControl);
+    // It has no limit of its own: where a subject dies under way, TCP goes on trying for a quarter of an hour.
+    const timeout = Math.round((OMIT_SECONDS + seconds) * 1000) + 20_000;
+    this.#client = from.spawn('sh', [...WHEN_TOLD, ...command], { stdio: 'pipe', timeout });
+    this.#client.stdin!.on('error', () => {}); // it has ended, as its report says
+    this.#ready = Promise.all([firstOutput(this.#server), firstOutput(this.#client)]);
+    this.#report = collect(this.#client, 'iperf3');
+    this.#report.catch(() => {}); // until `run` asks for it
+  }
+
+  /** Resolves when both ends wait. */
+  async ready(): Promise<void> {
+    await this.#ready;
+  }
+
+  async run(): Promise<Flow> {
+    this.#client.stdin!.end('\n');
+    const { stdout, stderr } = await this.#report;
     let report: IperfReport;
     try {
-      report = JSON.parse(stdout) as IperfReport;
+      report = JSON.parse(stdout.slice(stdout.indexOf('{'))) as IperfReport;
     } catch {
       throw new Error(`iperf3 gave no report: ${stderr.trim().split('\n')[0]}`);
     }
@@ -73,17 +120,17 @@ async function iperf(from: Namespace, to: Namespace, address: string, port: numb
       carriedGbit: report.intervals.reduce((sum, interval) => sum + interval.sum.bytes, 0) * 8e-9,
       congestionControl: report.end.sender_tcp_congestion ?? 'unknown',
     };
-  } finally {
-    server.kill('SIGKILL');
+  }
+
+  end(): void {
+    for (const child of [this.#server, this.#client]) child.kill('SIGKILL');
   }
 }
 
-export interface BulkOptions {
-  readonly seconds: number;
-  readonly flows?: number;
-  readonly congestionControl: CongestionControl;
-  /** Also the other way, at the same time. */
-  readonly both?: boolean;
+/** Resolves once a process has said something or has ended, or after five seconds: what is wrong shows soon enough. */
+async function firstOutput(child: ChildProcess): Promise<void> {
+  const options = { signal: AbortSignal.timeout(5000) };
+  await Promise.race([once(child.stdout!, 'data', options), once(child, 'close', options)]).catch(() => {});
 }
 
 export interface Bulk {
@@ -94,29 +141,39 @@ export interface Bulk {
 }
 
 export async function bulk(a: Host, b: Host, options: BulkOptions): Promise<Bulk> {
-  const args = ['-t', `${options.seconds}`, '-P', `${options.flows ?? 1}`, '-C', options.congestionControl];
-  const before = busyMs();
-  const runs = [iperf(a.client, b.client, b.client4, IPERF_PORT, args)];
-  if (options.both) runs.push(iperf(b.client, a.client, a.client4, IPERF_PORT + 1, args));
-  const settled = await Promise.allSettled(runs);
-  const busy = busyMs() - before;
+  const runs: Iperf[] = [];
+  try {
+    runs.push(new Iperf(a.client, b.client, b.client4, IPERF_PORT, options));
+    if (options.both) runs.push(new Iperf(b.client, a.client, a.client4, IPERF_PORT + 1, options));
+    for (const run of runs) await run.ready();
+    const before = busyMs();
+    const settled = await Promise.allSettled(runs.map((run) => run.run()));
+    return sumUp(settled, busyMs() - before, options.congestionControl);
+  } finally {
+    for (const run of runs) run.end();
+  }
+}
+
+function sumUp(settled: readonly PromiseSettledResult<Flow>[], busy: number, wanted: CongestionControl): Bulk {
   const flows = settled.map((one) => {
     if (one.status === 'rejected') throw one.reason;
     return one.value;
   });
   for (const { congestionControl } of flows) {
-    if (congestionControl !== options.congestionControl) {
-      throw new Error(`iperf3 used ${congestionControl}, not ${options.congestionControl}`);
-    }
+    if (congestionControl !== wanted) throw new Error(`iperf3 used ${congestionControl}, not ${wanted}`);
   }
   const sum = (of: (flow: Flow) => number): number => flows.reduce((total, flow) => total + of(flow), 0);
   return { gbits: sum((flow) => flow.gbits), cpuMsPerGbit: busy / sum((flow) => flow.carriedGbit) };
 }
 
+/** Shows what a command says when it has ended: 500 lines a second would wake whoever reads them while it measures. */
+const SHOWN_AFTERWARDS = 'out=$(mktemp) && trap "rm -f $out" EXIT && "$@" >"$out"; code=$?; cat "$out"; exit $code';
+
 /** Median round trip in microseconds, of a ping every 2 ms. */
 export async function ping(a: Host, b: Host, seconds: number): Promise<number> {
   const count = Math.round(seconds * 500);
-  const { stdout } = await a.client.run('ping', ['-n', '-i', '0.002', '-c', `${count}`, '-W', '1', b.client4]);
+  const command = ['ping', '-n', '-i', '0.002', '-c', `${count}`, '-W', '1', b.client4];
+  const { stdout } = await a.client.run('sh', ['-c', SHOWN_AFTERWARDS, 'sh', ...command]);
   const times = [...stdout.matchAll(/time=([\d.]+) ms/g)].map((match) => Number(match[1]) * 1000);
   if (times.length < count * 0.9) throw new Error(`only ${times.length} of ${count} pings were answered`);
   return median(times);
@@ -141,7 +198,7 @@ export async function requestResponse(a: Host, b: Host, seconds: number): Promis
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   try {
-    await Promise.race([once(server.stdout!, 'data'), sleep(5000)]);
+    await firstOutput(server);
     const args = [program, 'ask', b.client4, `${RR_PORT}`, `${seconds}`];
     const { stdout, stderr } = await a.client.run('taskset', ['-c', ours, process.execPath, ...args], {
       timeout: Math.round(seconds * 1000) + 10_000,

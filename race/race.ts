@@ -1,5 +1,5 @@
 /**
- * The race: Weft against the kernel's VXLAN and other engines over one veth. See README.md.
+ * The race: Weft against the kernel's VXLAN and other engines over one veth, or between containers. See README.md.
  *
  *     sudo npm run race -- --subjects weft-udp,kernel-vxlan,fastd --measures bulk,pps64,imix,ping,rr,cpu --rounds 7
  *
@@ -8,82 +8,22 @@
  */
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
-import { cpus, loadavg, release } from 'node:os';
-import { parseArgs } from 'node:util';
+import { cpus, loadavg, release, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { containerHosts, runningWeft } from './containers.js';
 import { type Host, hostsImpossible, Lab, makeHosts } from './hosts.js';
-import { Blaster, type Lossless } from './lossless.js';
-import { bulk, congestionControls, ping, requestResponse, setCongestionControl } from './measures.js';
+import { Blaster } from './lossless.js';
+import { setCongestionControl } from './measures.js';
+import { MEASURES, type Options, readOptions, USAGE, UsageError } from './options.js';
+import { aboutLeft, clock, Estimate, say } from './progress.js';
+import type { Race } from './publish/publish.js';
+import { weftVersion } from './publish/tree.js';
 import { Results } from './report.js';
-import { makeSubject, SUBJECTS, type Subject, type SubjectName, use } from './subjects.js';
-
-const MEASURES = ['bulk', 'pps64', 'imix', 'ping', 'rr', 'cpu'] as const;
-type Measure = (typeof MEASURES)[number];
+import { installed, makeSubject, type Subject, use, versions } from './subjects.js';
+import { makeTasks, type Task } from './tasks.js';
 
 /** imix goes to four peers: hosts b, c, d and e, all behind the one veth, with one client namespace between them. */
 const IMIX_PEERS = 4;
-
-const USAGE = `usage: race [--subjects LIST] [--measures LIST] [--rounds N] [--seconds N] [--json FILE] [--weft-args ARGS]
-  --subjects   of ${SUBJECTS.slice(1).join(', ')}
-               (default: all that are installed); direct always runs too. Weft in layer 2: weft-vxlan has it at both ends,
-               weft-to-kernel on host a and the kernel's vxlan on the others, kernel-to-weft the other way round;
-               bulk goes from host a to host b
-  --measures   of ${MEASURES.join(', ')}, or all (default)
-  --rounds     interleaved rounds (default 7)
-  --seconds    length of one bulk run; rr and ping take two thirds of it (default 3)
-  --json       write the set-up and the results there, one JSON object a line
-  --weft-args  more arguments for every weftd, as one word: --weft-args="--offload all,-uso"`;
-
-class UsageError extends Error {}
-
-interface Options {
-  readonly subjects: SubjectName[];
-  readonly measures: Set<Measure>;
-  readonly rounds: number;
-  readonly seconds: number;
-  readonly json: string | undefined;
-  readonly weftArgs: string[];
-}
-
-function readOptions(): Options {
-  const strings = ['subjects', 'measures', 'rounds', 'seconds', 'json', 'weft-args'] as const;
-  const parsed = (): { values: Partial<Record<(typeof strings)[number] | 'help', string | boolean>> } => {
-    const options = Object.fromEntries(strings.map((name) => [name, { type: 'string' }] as const));
-    try {
-      return parseArgs({ options: { ...options, help: { type: 'boolean', short: 'h' } } });
-    } catch (error) {
-      throw new UsageError(error instanceof Error ? error.message : String(error));
-    }
-  };
-  const { values } = parsed();
-  if (values.help) {
-    process.stdout.write(`${USAGE}\n`);
-    process.exit(0);
-  }
-  const text = (name: (typeof strings)[number], otherwise: string): string => (values[name] as string) ?? otherwise;
-  const list = <T extends string>(name: 'subjects' | 'measures', known: readonly T[], otherwise: readonly T[]): T[] => {
-    const words = text(name, 'all').split(',').filter(Boolean);
-    if (words.includes('all')) return [...otherwise];
-    const wrong = words.find((word) => !known.includes(word as T));
-    if (wrong) throw new UsageError(`--${name} ${wrong}: choose from ${known.join(', ')}`);
-    return words as T[];
-  };
-  const number = (name: 'rounds' | 'seconds', otherwise: number): number => {
-    const value = Number(text(name, `${otherwise}`));
-    if (!(value >= 1 && value <= 1000)) throw new UsageError(`--${name} ${values[name]}: a number from 1 to 1000`);
-    return value;
-  };
-  return {
-    // direct comes first: what cannot be reached without an overlay cannot be reached with one.
-    subjects: [...new Set<SubjectName>(['direct', ...list('subjects', SUBJECTS, SUBJECTS)])],
-    measures: new Set(list('measures', MEASURES, MEASURES)),
-    rounds: Math.round(number('rounds', 7)),
-    seconds: number('seconds', 3),
-    json: values.json as string | undefined,
-    weftArgs: text('weft-args', '').split(/\s+/).filter(Boolean),
-  };
-}
-
-const say = (line: string): boolean => process.stderr.write(`${line}\n`);
 
 /** First line of a command's output, or undefined if it isn't installed. */
 function version(command: string, ...args: string[]): string | undefined {
@@ -92,7 +32,7 @@ function version(command: string, ...args: string[]): string | undefined {
 }
 
 /** Everything a reader needs to judge the figures. */
-function describeSetup(options: Options, hosts: readonly Host[]): object {
+function describeSetup({ options, leftOut }: Field, hosts: readonly Host[]): object {
   const [a, b] = hosts;
   const features = (ns: Host['ns'], device: string): string => {
     try {
@@ -103,15 +43,25 @@ function describeSetup(options: Options, hosts: readonly Host[]): object {
   };
   return {
     date: new Date().toISOString(),
-    options: { ...options, measures: [...options.measures] },
+    where: options.containers === undefined ? 'namespaces' : 'containers',
+    options: {
+      subjects: options.subjects,
+      measures: [...options.measures],
+      rounds: options.rounds,
+      seconds: options.seconds,
+      weftArgs: options.weftArgs,
+      containers: options.containers !== undefined,
+    },
+    left_out: leftOut,
     congestion_control: 'cubic; for bulk-bbr: bbr (both by the route and by iperf3 -C, in the client namespaces)',
     versions: {
       kernel: release(),
       node: process.version,
+      weft: weftVersion(),
       iproute2: version('ip', '-V'),
       iperf3: version('iperf3', '--version'),
       ping: version('ping', '-V'),
-      fastd: version('fastd', '--version'),
+      ...versions(options.subjects),
     },
     processors: { count: cpus().length, model: cpus()[0]?.model },
     load: loadavg(),
@@ -121,100 +71,86 @@ function describeSetup(options: Options, hosts: readonly Host[]): object {
       'client-a': a.client.runSync('ip', '-d', 'link'),
     },
     'ethtool -k': {
-      'a eth0': features(a.ns, 'eth0'),
-      'a lan0': features(a.ns, 'lan0'),
-      'client-a eth0': features(a.client, 'eth0'),
+      'a underlay': features(a.ns, a.underlayInterface),
+      'a lan': features(a.ns, a.lanInterface),
+      'client-a': features(a.client, a.clientInterface),
     },
   };
 }
 
-/** One step of a round: measures once and gives the figures of its rows. */
-interface Task {
-  readonly name: string;
-  readonly rows: readonly string[];
-  run(subject: Subject, tell: (text: string) => void): Promise<Record<string, number>>;
-}
-
-function makeTasks(options: Options, hosts: readonly Host[], blaster: Blaster | undefined, results: Results): Task[] {
-  const [a, b] = hosts;
-  const { measures, seconds } = options;
-  const short = Math.max(1, (seconds * 2) / 3);
-  const tasks: Task[] = [];
-  if (measures.has('bulk') || measures.has('cpu')) {
-    tasks.push({
-      name: 'bulk',
-      rows: (['bulk', 'cpu'] as const).filter((row) => measures.has(row)),
-      run: async () => {
-        const { gbits, cpuMsPerGbit } = await bulk(a, b, { seconds, congestionControl: 'cubic' });
-        return { bulk: gbits, cpu: cpuMsPerGbit };
-      },
-    });
-  }
-  if (measures.has('bulk')) {
-    const row = (name: string, more: { flows?: number; both?: boolean }): void => {
-      const run = async (): Promise<Record<string, number>> => ({
-        [name]: (await bulk(a, b, { seconds, congestionControl: 'cubic', ...more })).gbits,
-      });
-      tasks.push({ name, rows: [name], run });
-    };
-    row('bulk-both', { both: true });
-    row('bulk-8', { flows: 8 });
-    if (congestionControls().includes('bbr') || spawnSync('modprobe', ['tcp_bbr']).status === 0) {
-      tasks.push({
-        name: 'bulk-bbr',
-        rows: ['bulk-bbr'],
-        run: async () => {
-          setCongestionControl([a, b], 'bbr');
-          try {
-            return { 'bulk-bbr': (await bulk(a, b, { seconds, congestionControl: 'bbr' })).gbits };
-          } finally {
-            setCongestionControl([a, b], 'cubic');
-          }
-        },
-      });
-    } else {
-      say('no bulk-bbr: this kernel has no BBR (module tcp_bbr)');
-    }
-  }
-  for (const mix of ['pps64', 'imix'] as const) {
-    if (!measures.has(mix) || !blaster) continue;
-    const found = new Map<Subject, Lossless[]>();
-    tasks.push({
-      name: mix,
-      rows: [mix],
-      run: async (subject, tell) => {
-        const before = found.get(subject) ?? [];
-        found.set(subject, before);
-        const one = await blaster.search(mix, before, tell);
-        before.push(one);
-        if (one.senderBound) results.markSenderBound(mix, subject.name);
-        if (one.reordered > 0) tell(`${one.reordered} packets came out of order`);
-        return { [mix]: one.rate };
-      },
-    });
-  }
-  if (measures.has('ping'))
-    tasks.push({ name: 'ping', rows: ['ping'], run: async () => ({ ping: await ping(a, b, short) }) });
-  if (measures.has('rr')) {
-    tasks.push({
-      name: 'rr',
-      rows: ['rr', 'rr-p99'],
-      run: async () => {
-        const { p50, p99 } = await requestResponse(a, b, short);
-        return { rr: p50, 'rr-p99': p99 };
-      },
-    });
-  }
-  return tasks;
-}
-
 const oneLine = (error: unknown): string => (error instanceof Error ? error.message : String(error)).split('\n')[0];
 
-async function race(options: Options, lab: Lab): Promise<void> {
-  const count = options.measures.has('imix') ? 1 + IMIX_PEERS : 2;
-  const hosts = makeHosts(lab, { count, join: 'veth', clients: 'shared' });
+/** What takes part, after a look at what there is. */
+interface Field {
+  readonly options: Options;
+  /** Subjects that were asked for but can't take part, and why. */
+  readonly leftOut: readonly string[];
+}
+
+const makeField = (lab: Lab, options: Options): Promise<readonly Host[]> | readonly Host[] =>
+  options.containers === undefined
+    ? makeHosts(lab, { count: options.measures.has('imix') ? 1 + IMIX_PEERS : 2, join: 'veth', clients: 'shared' })
+    : containerHosts(lab, options.containers, say);
+
+/** What the generator can do at all, over `direct` and alone: in a figure near it, the generator is what was measured. */
+async function measureGenerator(blaster: Blaster, direct: Subject, hosts: readonly Host[]): Promise<object> {
+  await use(direct, hosts);
+  const flood = await blaster.step('pps64', null, 2);
+  // What its own work costs: host a throws the packets away.
+  hosts[0].ns.ip(`route replace blackhole ${hosts[1].subnet4}`);
+  const alone = await blaster.step('pps64', null, 1);
+  const maxima = {
+    sent_per_second_over_direct: Math.round(flood.sent),
+    received_per_second_over_direct: Math.round(flood.received),
+    sent_per_second_alone: Math.round(alone.sent),
+  };
+  say(`generator, flat out, packets/s: ${JSON.stringify(maxima)}`);
+  return maxima;
+}
+
+/** One task for one subject, in one round. */
+interface Step {
+  readonly round: number;
+  readonly task: Task;
+  readonly subject: Subject;
+}
+
+function orderOf(rounds: number, tasks: readonly Task[], subjects: readonly Subject[]): Step[] {
+  return Array.from({ length: rounds }, (_, round) =>
+    tasks.flatMap((task, t) =>
+      subjects.map((_, s) => ({ round, task, subject: subjects[(s + t + round) % subjects.length] })),
+    ),
+  ).flat();
+}
+
+/** Its figures by row; undefined if it failed twice, or the lab is being closed. */
+async function carryOut(
+  { task, subject }: Step,
+  hosts: readonly Host[],
+  tell: (text: string) => void,
+): Promise<Record<string, number> | undefined> {
+  for (let tries = 0; tries < 2; tries++) {
+    try {
+      await use(subject, hosts);
+      return await task.run(subject, tell);
+    } catch (error) {
+      if (await hosts[0].ns.lab.interrupted()) return undefined;
+      tell(`failed: ${oneLine(error)}`);
+    }
+  }
+  return undefined;
+}
+
+/** Resolves to the results as JSON lines, or to undefined if it was interrupted. */
+async function race(field: Field, lab: Lab): Promise<string | undefined> {
+  const { options } = field;
+  const hosts = await makeField(lab, options);
+  checkPrograms(options, (command) => hosts.slice(0, 2).every(({ client }) => has(client, command)));
   setCongestionControl(hosts.slice(0, 2), 'cubic');
-  const subjects = options.subjects.map((name) => makeSubject(name, lab, hosts, options.weftArgs));
+  const running = options.containers === undefined ? undefined : runningWeft(hosts);
+  const subjects = options.subjects.map((name) =>
+    name === running?.name ? running : makeSubject(name, lab, hosts, options.weftArgs),
+  );
   for (const subject of subjects) {
     await subject.start();
     await use(subject, hosts);
@@ -225,82 +161,126 @@ async function race(options: Options, lab: Lab): Promise<void> {
   const wantsPackets = options.measures.has('pps64') || options.measures.has('imix');
   const blaster = wantsPackets ? new Blaster(hosts) : undefined;
   const loads: number[] = [];
-  const setup: Record<string, unknown> = { ...describeSetup(options, hosts), load_after_each_round: loads };
-  if (blaster) {
-    await use(subjects[0], hosts);
-    const flood = await blaster.step('pps64', null, 2);
-    // What its own work costs: host a throws the packets away.
-    hosts[0].ns.ip(`route replace blackhole ${hosts[1].subnet4}`);
-    const alone = await blaster.step('pps64', null, 1);
-    const maxima = {
-      sent_per_second_over_direct: Math.round(flood.sent),
-      received_per_second_over_direct: Math.round(flood.received),
-      sent_per_second_alone: Math.round(alone.sent),
-    };
-    setup.generator = maxima;
-    say(`generator, flat out, packets/s: ${JSON.stringify(maxima)}`);
-  }
-
-  if (options.json) writeFileSync(options.json, results.json(setup));
-  const tasks = makeTasks(options, hosts, blaster, results);
-  const begun = Date.now();
-  for (let round = 0; round < options.rounds; round++) {
-    for (const [t, task] of tasks.entries()) {
-      for (let s = 0; s < subjects.length; s++) {
-        const subject = subjects[(s + t + round) % subjects.length];
-        const head = `[${round + 1}/${options.rounds} ${clock(Date.now() - begun)}] ${task.name} ${subject.name}`;
-        const tell = (text: string): boolean => say(`${head}   ${text}`);
-        let figures: Record<string, number> | undefined;
-        for (let tries = 0; tries < 2 && !figures; tries++) {
-          try {
-            await use(subject, hosts);
-            figures = await task.run(subject, tell);
-          } catch (error) {
-            if (await lab.interrupted()) return;
-            tell(`failed: ${oneLine(error)}`);
-          }
-        }
-        for (const row of task.rows) {
-          const figure = figures?.[row];
-          results.add(row, subject.name, round, figure ?? null);
-          if (figure !== undefined) say(`${head} → ${row} ${figure >= 1000 ? Math.round(figure) : figure.toFixed(2)}`);
-        }
-      }
-    }
-    loads.push(loadavg()[0]);
+  const setup: Record<string, unknown> = { ...describeSetup(field, hosts), load_after_each_round: loads };
+  if (blaster) setup.generator = await measureGenerator(blaster, subjects[0], hosts);
+  const save = (): void => {
     if (options.json) writeFileSync(options.json, results.json(setup));
+  };
+  save();
+  const steps = orderOf(options.rounds, makeTasks(options, hosts, blaster, results), subjects);
+  const estimate = new Estimate();
+  const begun = Date.now();
+  for (const [i, step] of steps.entries()) {
+    const { round, task, subject } = step;
+    const stepBegun = Date.now();
+    const left = aboutLeft(estimate.of(steps.slice(i)));
+    const head = `[${round + 1}/${options.rounds} ${clock(stepBegun - begun)}, ${left}] ${task.name} ${subject.name}`;
+    const figures = await carryOut(step, hosts, (text) => say(`${head}   ${text}`));
+    if (lab.closing) return undefined;
+    estimate.add(step, Date.now() - stepBegun);
+    for (const row of task.rows) {
+      const figure = figures?.[row];
+      results.add(row, subject.name, round, figure ?? null);
+      if (figure !== undefined) say(`${head} → ${row} ${figure >= 1000 ? Math.round(figure) : figure.toFixed(2)}`);
+    }
+    if (steps[i + 1]?.round === round) continue;
+    loads.push(loadavg()[0]);
+    save();
   }
   process.stdout.write(`\n${results.table()}`);
+  return results.json(setup);
 }
 
-const clock = (ms: number): string =>
-  `${Math.floor(ms / 60_000)}:${String(Math.floor(ms / 1000) % 60).padStart(2, '0')}`;
+const NEEDED = { iperf3: ['bulk', 'cpu'], ping: MEASURES, taskset: ['rr'] } as const;
+const PACKAGES = { iperf3: 'iperf3', ping: 'iputils-ping', taskset: 'util-linux' } as const;
 
-/** Leaves out what isn't installed, and stops at what nothing works without. */
-function checkPrograms(options: Options): Options {
+/** Throws for the first program that the measures need and that is not there, in a lab here and in containers there. */
+function checkPrograms(options: Options, has: (command: string) => boolean): void {
+  for (const command of ['iperf3', 'ping', 'taskset'] as const) {
+    if (!NEEDED[command].some((measure) => options.measures.has(measure)) || has(command)) continue;
+    const where = options.containers === undefined ? '' : ' in the clients';
+    throw new Error(`${command} is missing${where}: apt-get install ${PACKAGES[command]}`);
+  }
+}
+
+const has = (ns: Host['ns'], command: string): boolean => {
+  try {
+    return ns.runSync('sh', '-c', 'command -v "$1"', 'sh', command) !== '';
+  } catch {
+    return false;
+  }
+};
+
+/** Leaves out what isn't installed or isn't possible, and says so. */
+function chooseField(options: Options): Field {
+  const leftOut: string[] = [];
+  if (options.containers !== undefined) {
+    if (!options.measures.has('imix')) return { options, leftOut };
+    say(`no imix: it goes to ${IMIX_PEERS} hosts, and between containers there is one`);
+    const measures = new Set(options.measures);
+    measures.delete('imix');
+    if (measures.size === 0) throw new UsageError('--measures imix: between containers there is no such measure');
+    return { options: { ...options, measures }, leftOut };
+  }
   const impossible = hostsImpossible();
   if (impossible) throw new Error(`the race ${impossible}`);
-  const needed = { iperf3: ['bulk', 'cpu'], ping: MEASURES } as const;
-  for (const [program, by] of Object.entries(needed)) {
-    if (by.some((measure) => options.measures.has(measure)) && !version(program, '-V')) {
-      throw new Error(`${program} is missing: apt-get install ${program === 'ping' ? 'iputils-ping' : program}`);
-    }
-  }
-  if (!options.subjects.includes('fastd') || version('fastd', '--version')) return options;
-  say('fastd is not installed, so it does not take part: apt-get install fastd');
-  return { ...options, subjects: options.subjects.filter((name) => name !== 'fastd') };
+  const subjects = options.subjects.filter((name) => {
+    const here = installed(name);
+    if (!('missing' in here)) return true;
+    say(`${name} is not installed, so it does not take part: ${here.missing}`);
+    leftOut.push(`${name}: not installed`);
+    return false;
+  });
+  return { options: { ...options, subjects }, leftOut };
 }
 
-try {
-  const options = checkPrograms(readOptions());
+/** Races, unless there is a race to publish already. Undefined if it was interrupted. */
+async function raceText(options: Options): Promise<string | undefined> {
+  const field = chooseField(options);
   const lab = new Lab('race');
   try {
-    await race(options, lab);
+    return await race(field, lab);
   } catch (error) {
     if (!(await lab.interrupted())) throw error;
+    return undefined;
   } finally {
     await lab.close();
   }
+}
+
+async function main(options: Options): Promise<void> {
+  const publishes = options.publish || options.publishTo !== undefined;
+  if (options.from !== undefined && !publishes) throw new UsageError('--from is for --publish or --publish-to');
+  if (!publishes) {
+    await raceText(options);
+    return;
+  }
+  const { checkFolder, checkReadme, parseRace, publish, publishTo, readRace } = await import('./publish/publish.js');
+  // What can't be published in the end should fail now.
+  if (options.publish) checkReadme();
+  if (options.publishTo !== undefined) checkFolder(options.publishTo);
+  const write = (found: Race): void => {
+    const files = options.publish ? publish(found) : [];
+    if (options.publishTo !== undefined) files.push(...publishTo(found, options.publishTo));
+    say(`written: ${files.join(', ')}`);
+  };
+  if (options.from !== undefined) {
+    write(readRace(options.from));
+    return;
+  }
+  const text = await raceText(options);
+  if (text === undefined) return;
+  try {
+    write(parseRace(text));
+  } catch (error) {
+    const file = options.json ?? join(tmpdir(), `weft-race-${Date.now()}.json`);
+    if (options.json === undefined) writeFileSync(file, text, { flag: 'wx', mode: 0o600 });
+    throw new Error(`${oneLine(error)}; the results are in ${file}, to be published by --from`);
+  }
+}
+
+try {
+  await main(readOptions());
 } catch (error) {
   say(`race: ${oneLine(error)}`);
   if (error instanceof UsageError) say(USAGE);

@@ -71,6 +71,8 @@ export function makeSites(lab: Lab, options: SitesOptions): Site[] {
       letter,
       number,
       ns,
+      underlayInterface: 'eth0',
+      lanInterface: 'br0',
       underlay4: `192.168.77.${number}`,
       underlay6: `fd77::${number}`,
       subnet4: '10.7.0.0/24',
