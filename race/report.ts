@@ -4,22 +4,54 @@ import { median } from './measures.js';
 export interface RowInfo {
   /** The measure, or the measure and a suffix for its further rows. */
   readonly measure: string;
+  /** The measure of `--measures` that brings it. */
+  readonly by: string;
+  /** For readers of a published table. */
+  readonly title: string;
   readonly unit: string;
   readonly better: 'higher' | 'lower';
   readonly digits: number;
 }
 
 export const ROWS: readonly RowInfo[] = [
-  { measure: 'bulk', unit: 'Gbit/s', better: 'higher', digits: 2 },
-  { measure: 'bulk-both', unit: 'Gbit/s', better: 'higher', digits: 2 },
-  { measure: 'bulk-8', unit: 'Gbit/s', better: 'higher', digits: 2 },
-  { measure: 'bulk-bbr', unit: 'Gbit/s', better: 'higher', digits: 2 },
-  { measure: 'pps64', unit: 'packets/s', better: 'higher', digits: 0 },
-  { measure: 'imix', unit: 'packets/s', better: 'higher', digits: 0 },
-  { measure: 'ping', unit: 'us', better: 'lower', digits: 1 },
-  { measure: 'rr', unit: 'us p50', better: 'lower', digits: 1 },
-  { measure: 'rr-p99', unit: 'us p99', better: 'lower', digits: 1 },
-  { measure: 'cpu', unit: 'ms/Gbit', better: 'lower', digits: 1 },
+  { measure: 'bulk', by: 'bulk', title: 'one TCP flow, cubic', unit: 'Gbit/s', better: 'higher', digits: 2 },
+  {
+    measure: 'bulk-both',
+    by: 'bulk',
+    title: 'one TCP flow each way, sum',
+    unit: 'Gbit/s',
+    better: 'higher',
+    digits: 2,
+  },
+  { measure: 'bulk-8', by: 'bulk', title: 'eight TCP flows, sum', unit: 'Gbit/s', better: 'higher', digits: 2 },
+  { measure: 'bulk-bbr', by: 'bulk', title: 'one TCP flow, BBR', unit: 'Gbit/s', better: 'higher', digits: 2 },
+  {
+    measure: 'pps64',
+    by: 'pps64',
+    title: '64-byte packets, ≤ 0.1 % lost',
+    unit: 'packets/s',
+    better: 'higher',
+    digits: 0,
+  },
+  {
+    measure: 'imix',
+    by: 'imix',
+    title: 'IMIX to 4 peers, ≤ 0.1 % lost',
+    unit: 'packets/s',
+    better: 'higher',
+    digits: 0,
+  },
+  { measure: 'ping', by: 'ping', title: 'ping every 2 ms, median', unit: 'us', better: 'lower', digits: 1 },
+  { measure: 'rr', by: 'rr', title: 'TCP request/response, median', unit: 'us p50', better: 'lower', digits: 1 },
+  {
+    measure: 'rr-p99',
+    by: 'rr',
+    title: 'TCP request/response, p99',
+    unit: 'us p99',
+    better: 'lower',
+    digits: 1,
+  },
+  { measure: 'cpu', by: 'cpu', title: 'processor time, whole machine', unit: 'ms/Gbit', better: 'lower', digits: 1 },
 ];
 
 export interface Row {
