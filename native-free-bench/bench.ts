@@ -5,6 +5,8 @@
  *   npm run bench -- --only walk         those whose name contains a word
  *   npm run bench -- -j                  one JSON object a line
  *   npm run bench -- --compare BASE      this tree against a git revision, interleaved, as a ratio
+ *   npm run bench -- --stages            what a packet costs by stage of the walk
+ *   npm run bench -- --save              all of it, kept in native-free-bench/results/
  *
  * A figure is the best of several rounds: on a shared machine noise only ever adds time.
  */
@@ -17,6 +19,9 @@ import { macBenches } from './functions/macs.js';
 import { mergeBenches } from './functions/merge.js';
 import { outboxBenches } from './functions/outbox.js';
 import { splitBenches } from './functions/split.js';
+import { describeMachine } from './machine.js';
+import type { Cost } from './stages/stages.js';
+import { STAGES } from './stages/table.js';
 import { switchBenches } from './switch.js';
 import { tableBenches } from './tables.js';
 import { walkBenches } from './walk.js';
@@ -34,8 +39,23 @@ export interface Bench {
 export interface Result {
   readonly name: string;
   readonly unit: string;
+  /** Of the best round; of the middle one and the worst. */
   readonly nanoseconds: number;
+  readonly median: number;
+  readonly worst: number;
 }
+
+const USAGE = `usage: bench [--only WORD] [--rounds N] [-j | --list | --compare BASE | --stages | --save [--results FOLDER]]
+  --only     benchmarks whose name contains a word
+  --rounds   of each benchmark, of which the best counts (default 5)
+  -j         one JSON object a line
+  --compare  this tree against a git revision
+  --stages   what a packet costs by stage of the walk; --seconds N for each load (default 6)
+  --save     all of it, kept in FOLDER (default native-free-bench/results)
+example: npm run bench -- --only walk`;
+
+/** How long a load's stages are sampled: some 30,000 samples. */
+const STAGE_SECONDS = 6;
 
 const { values } = parseArgs({
   options: {
@@ -44,6 +64,10 @@ const { values } = parseArgs({
     json: { type: 'boolean', short: 'j', default: false },
     list: { type: 'boolean', default: false },
     compare: { type: 'string' },
+    stages: { type: 'boolean', default: false },
+    seconds: { type: 'string', default: `${STAGE_SECONDS}` },
+    save: { type: 'boolean', default: false },
+    results: { type: 'string' },
     help: { type: 'boolean', short: 'h', default: false },
   },
 });
@@ -63,20 +87,51 @@ const all = [
 const benches = all.filter((bench) => bench.name.includes(values.only));
 
 if (values.help) {
-  console.log(
-    'usage: bench [--only WORD] [--rounds N] [-j] [--list] [--compare BASE]\nexample: npm run bench -- --only walk',
-  );
+  console.log(USAGE);
 } else if (values.list) {
   for (const bench of benches) console.log(bench.name);
 } else if (values.compare !== undefined) {
   compare(values.compare, values.only, Number(values.rounds));
+} else if (values.stages) {
+  await runStages();
+} else if (values.save && values.only !== '' && values.results === undefined) {
+  // The stages kept there would be replaced by a part of them.
+  console.error('bench: --save keeps whole runs: leave --only out, or name another folder with --results');
+  process.exitCode = 2;
 } else {
+  const machine = describeMachine();
+  const results: Result[] = [];
   for (const bench of benches) {
     const other = values.json ? undefined : all.find(({ name }) => name === bench.against);
     const [result, against] = await run(other ? [bench, other] : [bench], Number(values.rounds));
+    results.push(result);
     if (values.json) console.log(JSON.stringify(result));
     else console.log(line(result) + (against ? difference(result, against) : ''));
   }
+  if (values.save) {
+    const costs = await runStages();
+    const { RESULTS, save } = await import('./save.js'); // it draws, which this process had no use for while it measured
+    const asked = { machine, rounds: Number(values.rounds), only: values.only };
+    for (const name of save(values.results ?? RESULTS, asked, results, costs)) console.log(`saved ${name}`);
+  }
+}
+
+/** The stages of each load, a line as soon as it is known. */
+async function runStages(): Promise<Cost[]> {
+  const { LOADS, measure } = await import('./stages/stages.js');
+  const costs: Cost[] = [];
+  for (const load of LOADS.filter(({ name }) => name.includes(values.only))) {
+    const cost = await measure(load, Number(values.seconds));
+    costs.push(cost);
+    const stages = STAGES.flatMap(({ name }) => {
+      const nanoseconds = cost.stages[name] ?? 0;
+      return nanoseconds >= 0.05 ? [`${name} ${nanoseconds.toFixed(1)}`] : [];
+    });
+    console.log(
+      `${load.name.padEnd(62)} ${cost.nanoseconds.toFixed(1).padStart(10)} ns/${load.per}: ${stages.join(', ')}`,
+    );
+  }
+  return costs;
 }
 
 /** Runs benchmarks round by round in turn. */
@@ -84,15 +139,19 @@ async function run(turns: readonly Bench[], rounds: number): Promise<Result[]> {
   const prepared = [];
   for (const bench of turns) prepared.push(await bench.prepare());
   for (const round of prepared) await round(); // warm-up: compiled by the second or third round
-  const best = turns.map(() => Number.POSITIVE_INFINITY);
+  const times = turns.map((): number[] => []);
   for (let i = 0; i < rounds; i++) {
     for (const [b, round] of prepared.entries()) {
       const start = process.hrtime.bigint();
       const operations = await round();
-      best[b] = Math.min(best[b], Number(process.hrtime.bigint() - start) / operations);
+      times[b].push(Number(process.hrtime.bigint() - start) / operations);
     }
   }
-  return turns.map(({ name, unit }, b) => ({ name, unit, nanoseconds: best[b] }));
+  return turns.map(({ name, unit }, b) => {
+    const sorted = times[b].sort((x, y) => x - y);
+    const [nanoseconds, median, worst] = [sorted[0], sorted[sorted.length >> 1], sorted[sorted.length - 1]];
+    return { name, unit, nanoseconds, median, worst };
+  });
 }
 
 function line({ name, unit, nanoseconds }: Result): string {
