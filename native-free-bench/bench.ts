@@ -86,12 +86,22 @@ const all = [
 ];
 const benches = all.filter((bench) => bench.name.includes(values.only));
 
+/** An option that is a number above 0; ends the process for another. */
+function positive(name: 'rounds' | 'seconds'): number {
+  const value = Number(values[name]);
+  if (value > 0) return value;
+  console.error(`bench: --${name} ${values[name]}: a number above 0`);
+  process.exit(2);
+}
+const rounds = positive('rounds');
+const seconds = positive('seconds');
+
 if (values.help) {
   console.log(USAGE);
 } else if (values.list) {
   for (const bench of benches) console.log(bench.name);
 } else if (values.compare !== undefined) {
-  compare(values.compare, values.only, Number(values.rounds));
+  compare(values.compare, values.only, rounds);
 } else if (values.stages) {
   await runStages();
 } else if (values.save && values.only !== '' && values.results === undefined) {
@@ -103,7 +113,7 @@ if (values.help) {
   const results: Result[] = [];
   for (const bench of benches) {
     const other = values.json ? undefined : all.find(({ name }) => name === bench.against);
-    const [result, against] = await run(other ? [bench, other] : [bench], Number(values.rounds));
+    const [result, against] = await run(other ? [bench, other] : [bench]);
     results.push(result);
     if (values.json) console.log(JSON.stringify(result));
     else console.log(line(result) + (against ? difference(result, against) : ''));
@@ -111,8 +121,9 @@ if (values.help) {
   if (values.save) {
     const costs = await runStages();
     const { RESULTS, save } = await import('./save.js'); // it draws, which this process had no use for while it measured
-    const asked = { machine, rounds: Number(values.rounds), only: values.only };
-    for (const name of save(values.results ?? RESULTS, asked, results, costs)) console.log(`saved ${name}`);
+    const asked = { machine, rounds, only: values.only };
+    const say = values.json ? console.error : console.log;
+    for (const name of save(values.results ?? RESULTS, asked, results, costs)) say(`saved ${name}`);
   }
 }
 
@@ -121,8 +132,12 @@ async function runStages(): Promise<Cost[]> {
   const { LOADS, measure } = await import('./stages/stages.js');
   const costs: Cost[] = [];
   for (const load of LOADS.filter(({ name }) => name.includes(values.only))) {
-    const cost = await measure(load, Number(values.seconds));
+    const cost = await measure(load, seconds);
     costs.push(cost);
+    if (values.json) {
+      console.log(JSON.stringify(cost));
+      continue;
+    }
     const stages = STAGES.flatMap(({ name }) => {
       const nanoseconds = cost.stages[name] ?? 0;
       return nanoseconds >= 0.05 ? [`${name} ${nanoseconds.toFixed(1)}`] : [];
@@ -135,7 +150,7 @@ async function runStages(): Promise<Cost[]> {
 }
 
 /** Runs benchmarks round by round in turn. */
-async function run(turns: readonly Bench[], rounds: number): Promise<Result[]> {
+async function run(turns: readonly Bench[]): Promise<Result[]> {
   const prepared = [];
   for (const bench of turns) prepared.push(await bench.prepare());
   for (const round of prepared) await round(); // warm-up: compiled by the second or third round

@@ -91,8 +91,8 @@ export function renderSvg(option: ChartOption, width: number, height: number): s
 }
 
 /**
- * Without what is numbered by process, what only a pointer needs and what cannot be seen. The font is said once; and text is put in the middle of
- * a line by a shift, since not everything that draws SVG knows baselines.
+ * Without what is numbered by process, what only a pointer needs and what cannot be seen. The font is said once; and text is put in
+ * the middle of a line by a shift, since not everything that draws SVG knows baselines.
  */
 const tidy = (svg: string): string =>
   `${svg
@@ -128,6 +128,7 @@ const ROW = 19;
 const PANEL_HEAD = 26;
 const PANEL_FOOT = 34;
 
+/** Panels of bars, two beside each other, each bar with its whisker and its figure; SVG text. */
 export function barsSvg(chart: BarsChart): string {
   const labels = chart.panels[0]?.bars.map(({ label }) => label) ?? [];
   const columns = Math.min(COLUMNS, chart.panels.length);
@@ -297,6 +298,7 @@ const LEGEND = 62;
 /** Rough width of a letter at the labels' size, to know what fits into a part. */
 const LETTER = 5.6;
 
+/** Bars made of parts, in groups, with one legend; SVG text. Throws for a part that no stage is named after. */
 export function stackedBarsSvg(chart: StackedChart): string {
   const left = MARGIN + STACK_NAMES;
   const width = WIDTH - left - MARGIN - FIGURES;

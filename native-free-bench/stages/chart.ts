@@ -3,6 +3,7 @@ import { stackedBarsSvg } from '../../race/chart.js';
 import type { Cost } from './stages.js';
 import { STAGES } from './table.js';
 
+/** The SVG text; `machine` says where and when. */
 export function stagesChart(costs: readonly Cost[], machine: string): string {
   const used = STAGES.filter(({ name }) => costs.some(({ stages }) => (stages[name] ?? 0) > 0));
   const groups = [...new Set(costs.map(({ group }) => group))];

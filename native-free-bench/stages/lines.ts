@@ -45,6 +45,7 @@ export function modules(): Module[] {
 
 let moves = new Map<string, number>();
 
+/** Called by Node, with the data of `register`. */
 export function initialize(data: readonly Module[]): void {
   moves = new Map(data.map(({ url, before }) => [url, before]));
 }
@@ -54,6 +55,7 @@ interface Loaded {
   readonly source: string | Uint8Array | null;
 }
 
+/** Called by Node for each module. */
 export async function load(
   url: string,
   context: object,

@@ -19,7 +19,7 @@ export interface Sampled {
   readonly samples: number;
   /** Samples by line (numbered by `modules`) of the innermost function and the function whose code it was in. */
   readonly lines: readonly { readonly line: number; readonly within: string; readonly samples: number }[];
-  /** Samples by function that the WASM module exports; "#3" if it is one that it does not. */
+  /** Samples by function that the WASM module exports; "wasm-function[3]" if it is one that it does not. */
   readonly kernels: Readonly<Record<string, number>>;
   /** Samples by the name of what has no line: the engine's own work, the garbage collector's. */
   readonly others: Readonly<Record<string, number>>;

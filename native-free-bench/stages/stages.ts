@@ -73,6 +73,7 @@ export async function measure(one: Load, seconds: number): Promise<Cost> {
   return attribute(one, JSON.parse(stdout) as Sampled);
 }
 
+/** Gives the samples of one load to stages: what has no line, or no stage, to "other". */
 export function attribute(one: Load, sampled: Sampled): Cost {
   const counts = new Map<StageName, number>();
   const others = new Map<string, number>();

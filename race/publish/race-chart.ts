@@ -4,6 +4,7 @@ import { ROWS } from '../report.js';
 import type { Race } from './publish.js';
 import { isWeft, KERNEL, subjectsOf, unitOf } from './table.js';
 
+/** The SVG text; measures without rows are left out. */
 export function raceChart({ setup, rows }: Race): string {
   const subjects = subjectsOf(rows);
   const panels = ROWS.flatMap((info) => {

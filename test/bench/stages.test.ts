@@ -95,7 +95,9 @@ t.test('the real walk', async (t) => {
   const names = process.env.WEFT_TEST_FULL === '1' ? LOADS.map(({ name }) => name) : Object.keys(expected);
   for (const name of names) {
     const stages = expected[name] ?? [];
-    const cost = await measure(loadOf(name), 0.4);
+    let cost = await measure(loadOf(name), 0.4);
+    // A machine that had others to serve: longer, so that the rare stages are seen.
+    if (cost.samples < 1000) cost = await measure(loadOf(name), 3);
     t.ok(cost.samples > 200, `${name}: ${cost.samples} samples`);
     const other = (cost.stages.other ?? 0) / cost.nanoseconds;
     t.ok(other < MOST_OTHER, `${name}: ${(other * 100).toFixed(1)} % in no stage: ${JSON.stringify(cost.others)}`);
