@@ -2,7 +2,8 @@
  * What the kernel itself dropped at our devices: packets for us that found the device's queue full (`outbound`, its
  * tx_dropped), and ours that the host did not take (`inbound`, its rx_dropped). A device that is made anew begins at 0.
  *
- * From /proc, which always tells of our own network namespace; /sys tells of the one it was mounted in.
+ * From /proc, which always tells of our own network namespace; /sys tells of the one it was mounted in. It counts rx_missed_errors with
+ * rx_dropped, of which a TUN has none.
  */
 import { readFileSync } from 'node:fs';
 

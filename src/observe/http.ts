@@ -7,8 +7,10 @@ import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { SetupError } from '../io/setup-error.js';
 
-/** One more, and the one that has asked for nothing for longest is closed: those who hold connections keep nobody out. */
+/** One more, and the oldest is closed: those who hold connections keep nobody out. */
 const MOST_CONNECTIONS = 64;
+/** Of them, those that have asked for something and not taken it yet. */
+const MOST_ASKED = 48;
 const MOST_HEADER_BYTES = 8192;
 const TIMEOUT = 5000;
 /** How many timeouts a client has to take its answer: large tables take a while over a slow line. */
@@ -60,8 +62,7 @@ export interface HttpEndpoint {
 /** Starts to listen. Rejects with a SetupError when it cannot. */
 export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
   const { host, port, timeout = TIMEOUT } = options;
-  const busy = new WeakSet<Socket>();
-  const recent = new Recent(MOST_CONNECTIONS);
+  const connections = new Connections();
   const server = createServer(
     {
       maxHeaderSize: MOST_HEADER_BYTES,
@@ -73,17 +74,14 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
     (request, response) => {
       // One at a time: what is asked before the last answer has gone out would pile up in memory.
       const { socket } = request;
-      if (busy.has(socket)) {
+      if (!connections.asks(socket)) {
         socket.destroy();
         return;
       }
-      busy.add(socket);
-      recent.touch(socket);
       const patience = setTimeout(() => socket.destroy(), timeout * ANSWER_TIMEOUTS);
       response.once('close', () => {
         clearTimeout(patience);
-        busy.delete(socket);
-        if (!socket.destroyed) recent.touch(socket);
+        connections.answered(socket);
       });
       answer(request.method ?? '', (request.url ?? '').split('?')[0], response, options).catch(() =>
         response.destroy(),
@@ -91,8 +89,8 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
     },
   );
   server.on('connection', (socket: Socket) => {
-    recent.touch(socket);
-    socket.once('close', () => recent.forget(socket));
+    connections.connected(socket);
+    socket.once('close', () => connections.closed(socket));
   });
   return new Promise((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(error, options)));
@@ -103,28 +101,42 @@ export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
   });
 }
 
-/** The open connections, that which was of use last at the end. A byte of a request that is never whole is of no use. */
-class Recent {
-  readonly #most: number;
-  readonly #sockets = new Set<Socket>();
+/**
+ * The open connections, oldest first: those that have asked and have no answer yet, and those that wait. A crowd that connects only
+ * pushes out those that wait, and one that asks without taking the answers only those that have asked.
+ */
+class Connections {
+  readonly #waiting = new Set<Socket>();
+  readonly #asked = new Set<Socket>();
 
-  constructor(most: number) {
-    this.#most = most;
+  connected(socket: Socket): void {
+    this.#waiting.add(socket);
+    if (this.#waiting.size + this.#asked.size > MOST_CONNECTIONS) drop(this.#waiting);
   }
 
-  /** This one connected, asked, or has its answer. */
-  touch(socket: Socket): void {
-    this.#sockets.delete(socket);
-    this.#sockets.add(socket);
-    if (this.#sockets.size <= this.#most) return;
-    const [oldest] = this.#sockets;
-    this.#sockets.delete(oldest);
-    oldest.destroy();
+  /** False: what it asked before is not answered yet. */
+  asks(socket: Socket): boolean {
+    if (this.#asked.has(socket)) return false;
+    this.#waiting.delete(socket);
+    this.#asked.add(socket);
+    if (this.#asked.size > MOST_ASKED) drop(this.#asked);
+    return true;
   }
 
-  forget(socket: Socket): void {
-    this.#sockets.delete(socket);
+  answered(socket: Socket): void {
+    if (this.#asked.delete(socket) && !socket.destroyed) this.#waiting.add(socket);
   }
+
+  closed(socket: Socket): void {
+    this.#waiting.delete(socket);
+    this.#asked.delete(socket);
+  }
+}
+
+function drop(sockets: Set<Socket>): void {
+  const [oldest] = sockets;
+  sockets.delete(oldest);
+  oldest.destroy();
 }
 
 async function answer(method: string, path: string, response: ServerResponse, options: HttpOptions): Promise<void> {

@@ -92,7 +92,7 @@ export function createMetrics(observed: Observed): Metrics {
   addNodeMetrics(registry);
   return {
     contentType: registry.contentType,
-    metrics: () => {
+    metrics: async () => {
       peers = peerCounters.see(observed.peers());
       return registry.metrics();
     },

@@ -9,10 +9,15 @@ export function sparing<T>(read: () => Promise<T>, times: number, most = Number.
     const begun = performance.now();
     if (last && begun < until) return last;
     until = Number.POSITIVE_INFINITY;
-    last = read().finally(() => {
+    last = failing(read).finally(() => {
       const ended = performance.now();
       until = ended + Math.min(times * (ended - begun), most);
     });
     return last;
   };
+}
+
+/** What is thrown before there is a promise is one that rejects, too. */
+async function failing<T>(read: () => Promise<T>): Promise<T> {
+  return read();
 }
