@@ -5,6 +5,10 @@
 # of its subnet.env, so there is one before the first start. What etcd has for our address goes before it.
 set -eu
 file=/run/flannel/subnet.env
+case ${SUBNET-} in
+  '' | *.0/*) ;;
+  *) echo "SUBNET=$SUBNET: expected a network address that ends in .0, for example 10.5.1.0/24" >&2; exit 2 ;;
+esac
 if [ -n "${SUBNET-}" ] && [ ! -e "$file" ]; then
   mkdir -p "${file%/*}"
   printf 'FLANNEL_NETWORK=%s\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n' \

@@ -62,6 +62,7 @@ function timeStep({ from, to, width }: Frame): number {
   return 1000 * (STEPS.find((step) => (to - from) / 1000 / step <= most) ?? 86_400);
 }
 
+/** Lines or areas over time as one SVG element, `width` by `height` pixels; nothing of ECharts outlives the call. */
 export function timeSeriesSvg(chart: TimeSeriesChart): string {
   const { series, stacked, fill, axis, from, to, format, limits, width, height } = chart;
   const step = timeStep(chart);
@@ -119,6 +120,7 @@ function ticks(from: number, to: number, step: number): number[] {
   return found;
 }
 
+/** A column for each point in time, a row for each bucket; the more is in a cell, the darker it is (by the square root). */
 export function heatMapSvg(chart: HeatMap): string {
   const { buckets, columns, width, height } = chart;
   const step = timeStep(chart);

@@ -79,6 +79,14 @@ export interface Variable {
   readonly name: string;
   readonly type: 'datasource' | 'query';
   readonly query: unknown;
+  /** What is put in for "All" instead of all values. */
+  readonly allValue?: string;
+}
+
+export interface Annotation {
+  readonly name: string;
+  /** Grafana's own, the alerts', have none. */
+  readonly expr?: string;
 }
 
 export interface Dashboard {
@@ -88,6 +96,7 @@ export interface Dashboard {
   readonly refresh: string;
   readonly panels: readonly Panel[];
   readonly templating: { readonly list: readonly Variable[] };
+  readonly annotations: { readonly list: readonly Annotation[] };
 }
 
 export const readDashboard = (file = DASHBOARD): Dashboard => JSON.parse(readFileSync(file, 'utf8')) as Dashboard;
@@ -100,13 +109,17 @@ export const allPanels = ({ panels }: Dashboard): Panel[] =>
 export const drawnPanels = (dashboard: Dashboard): Panel[] => allPanels(dashboard).filter(({ type }) => type !== 'row');
 
 export interface Variables {
-  /** A regular expression; `.*` is what Grafana puts in for "All". */
+  /** A regular expression, escaped as in a PromQL string; for "All", Grafana puts in all values that the variable has. */
   readonly instance: string;
   /** Seconds: a rate over less than four scrapes may see a single one. */
   readonly rateInterval: number;
   /** Seconds that the page shows. */
   readonly range: number;
 }
+
+/** A regular expression of just these values, escaped as Grafana does it for a PromQL string. */
+export const anyOf = (values: readonly string[]): string =>
+  values.map((value) => value.replaceAll(/[.*+?^${}()|[\]\\]/g, '\\\\$&')).join('|');
 
 /** A query with Grafana's variables filled in. */
 export function fillIn(expression: string, { instance, rateInterval, range }: Variables): string {

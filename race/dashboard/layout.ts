@@ -30,6 +30,7 @@ export interface Box {
 export const escapeHtml = (text: string): string =>
   text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
 
+/** Where a panel lies on the page, pixels: Grafana's grid has 24 columns, and rows of 30 pixels with gaps of 8. */
 export function boxOf({ x, y, w, h }: GridPos): Box {
   const column = (WIDTH + GAP) / COLUMNS;
   return { left: x * column, top: y * (ROW + GAP), width: w * column - GAP, height: h * (ROW + GAP) - GAP };

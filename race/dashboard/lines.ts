@@ -27,6 +27,7 @@ const PALETTE = [
   ...['#3f8f3a', '#e0a400', '#2fa4c7', '#ef843c', '#d0342c', '#1f78c1', '#ba43a9', '#705da0', '#7eb26d', '#8a6d00'],
   ...['#447ebc', '#c15c17', '#890f02', '#0a437c', '#6d1f62', '#584477', '#5fb7b0', '#b7a85f', '#a56a9e', '#4d5d53'],
 ];
+
 /** What a page shows of the past: milliseconds since 1970, seconds between two points. */
 export interface Span {
   readonly from: number;
@@ -65,6 +66,7 @@ function seriesOf(data: PanelData, stacked: boolean, step: number): TimeSeries[]
   });
 }
 
+/** A `timeseries` panel's chart and legend as HTML; `box` is the panel's, its heading included. */
 export function drawSeries(data: PanelData, box: Box, { from, to, step }: Span): string {
   const { panel } = data;
   const { unit = 'short', decimals, min, max, custom = {}, thresholds } = panel.fieldConfig?.defaults ?? {};
@@ -131,6 +133,7 @@ function legend(series: readonly TimeSeries[], width: number): { html: string; l
   return { html: `<div class="legend">${items.join('')}</div>`, lines: Math.min(lines, MOST_LEGEND_LINES) };
 }
 
+/** A `heatmap` panel's chart: what its histogram counted in each bucket, a second. */
 export function drawHeatMap({ answers }: PanelData, box: Box, { from, to, step }: Span): string {
   const { bounds, columns } = bucketsOf(
     answers.flatMap(({ series }) => series),

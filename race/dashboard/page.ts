@@ -27,6 +27,7 @@ export interface PageOptions extends Span {
 const place = ({ left, top, width, height }: Box): string =>
   `left:${left.toFixed(1)}px;top:${top}px;width:${width.toFixed(1)}px;height:${height}px`;
 
+/** The whole page as HTML. Panels of which `data` has nothing, or nothing but NaN, say "No data". Throws for what it cannot draw. */
 export function pageOf(dashboard: Dashboard, data: readonly PanelData[], options: PageOptions): string {
   const panels = allPanels(dashboard);
   const height = Math.max(...panels.map(({ gridPos: { y, h } }) => (y + h) * (ROW + GAP)));

@@ -7,7 +7,7 @@
 import { writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { DASHBOARD, readDashboard } from './dashboard.js';
+import { anyOf, DASHBOARD, readDashboard } from './dashboard.js';
 import { askPanels, type PanelData } from './data.js';
 import { pageOf } from './page.js';
 import { PrometheusClient } from './prometheus.js';
@@ -21,7 +21,7 @@ Draws the panels of deploy/grafana/dashboard.json with what a Prometheus says, a
   --out FILE           the page
   --minutes N          how much of the past to show (default: 15)
   --scrape N           seconds between two scrapes (default: 5, as in deploy/prometheus/prometheus.yml)
-  --instance REGEXP    whom to show (default: all)
+  --instance REGEXP    whom to show (default: all that have weft_build_info)
   --queries            list the queries, too, that bring nothing
 
 Says which panels are empty, if any, and ends with 1 then.`;
@@ -39,6 +39,7 @@ export interface RenderOptions {
   readonly to: number;
   /** Seconds between two scrapes. */
   readonly scrape: number;
+  /** A regular expression; default: every instance that is weftd's. */
   readonly instance?: string;
 }
 
@@ -49,15 +50,16 @@ export interface Rendered {
 
 /** Asks all queries and draws the page. Rejects with one line when Prometheus does not answer or refuses a query. */
 export async function render(options: RenderOptions): Promise<Rendered> {
-  const { client, scrape, instance = '.*', dashboard: file = DASHBOARD } = options;
+  const { client, scrape, dashboard: file = DASHBOARD } = options;
   const step = Math.max(scrape, Math.ceil((options.to - options.from) / 1000 / POINTS));
   // On whole steps, so that points of all series are at the same times.
   const align = (ms: number): number => Math.floor(ms / (step * 1000)) * step * 1000;
   const [from, to] = [align(options.from), align(options.to)];
   const dashboard = readDashboard(file);
   const rateInterval = Math.max(scrape * SCRAPES_OF_A_RATE, step + scrape);
-  const data = await askPanels(dashboard, client, { from, to, step, instance, rateInterval });
   const instances = await client.labelValues('instance', 'weft_build_info');
+  const instance = options.instance ?? anyOf(instances);
+  const data = await askPanels(dashboard, client, { from, to, step, instance, rateInterval });
   const source = `${instances.length} daemons, a scrape every ${scrape} s`;
   return { html: pageOf(dashboard, data, { from, to, step, source }), data };
 }
@@ -70,7 +72,7 @@ async function main(): Promise<number> {
       out: { type: 'string' },
       minutes: { type: 'string', default: '15' },
       scrape: { type: 'string', default: '5' },
-      instance: { type: 'string', default: '.*' },
+      instance: { type: 'string' },
       queries: { type: 'boolean', default: false },
       help: { type: 'boolean', default: false },
     },
@@ -92,7 +94,7 @@ async function main(): Promise<number> {
     from: to - number('minutes') * 60_000,
     to,
     scrape: number('scrape'),
-    instance: values.instance,
+    ...(values.instance === undefined ? {} : { instance: values.instance }),
   });
   writeFileSync(out, html);
   const empty = data.filter((one) => one.empty).map(({ panel }) => panel.title);

@@ -47,6 +47,7 @@ const TIMEOUT_MS = 20_000;
 const numberOf = (text: string): number =>
   text === '+Inf' ? Number.POSITIVE_INFINITY : text === '-Inf' ? Number.NEGATIVE_INFINITY : Number(text);
 
+/** A Prometheus that is asked over HTTP, a connection a question, so that there is nothing to close. Questions reject with one line. */
 export class PrometheusClient {
   readonly #url: URL;
   readonly #socketPath: string | undefined;
@@ -63,11 +64,13 @@ export class PrometheusClient {
     return seriesOf((await this.#ask('/api/v1/query', { query: expression, ...time })) as Raw);
   }
 
+  /** Values at each step of a range; NaN and missing points stay so. Rejects with one line when Prometheus refuses it. */
   async queryRange(expression: string, { from, to, step }: Range): Promise<Series[]> {
     const parameters = { query: expression, start: String(from / 1000), end: String(to / 1000), step: String(step) };
     return seriesOf((await this.#ask('/api/v1/query_range', parameters)) as Raw);
   }
 
+  /** The values that a label has in series that match a selector, of any time that is stored. */
   async labelValues(label: string, matches: string): Promise<string[]> {
     return (await this.#ask(`/api/v1/label/${label}/values`, { 'match[]': matches })) as string[];
   }
@@ -82,6 +85,7 @@ export class PrometheusClient {
       .sort((a, b) => (a.instance < b.instance ? -1 : 1));
   }
 
+  /** All alerts of all groups, in the files' order, as they were evaluated last. */
   async rules(): Promise<RuleState[]> {
     const { groups } = (await this.#ask('/api/v1/rules', {})) as { groups: { rules: RuleState[] }[] };
     return groups.flatMap(({ rules }) =>

@@ -22,6 +22,7 @@ function written({ fieldConfig }: Panel, value: number, unit?: string): { text: 
   return { text, color: colorAt(value, defaults.thresholds?.steps ?? []) };
 }
 
+/** A `stat` panel: the last value of each series with its name, in the colour of its threshold. */
 export function drawStats(data: PanelData): string {
   const items = named(data).map(({ name, series }) => {
     const { text, color } = written(data.panel, lastOf(series));
@@ -30,6 +31,7 @@ export function drawStats(data: PanelData): string {
   return `<div class="stats">${items.join('')}</div>`;
 }
 
+/** A `bargauge` panel: the largest values as bars, as many as fit into the box, of the panel's maximum or of the largest. */
 export function drawBars(data: PanelData, box: Box): string {
   const { max } = data.panel.fieldConfig?.defaults ?? {};
   const items = named(data)
@@ -41,11 +43,14 @@ export function drawBars(data: PanelData, box: Box): string {
   const bars = shown.map(({ name, value }) => {
     const { text, color } = written(data.panel, value);
     const share = most > 0 ? Math.max(0, Math.min(100, (value / most) * 100)) : 0;
-    return `<div style="height:${each.toFixed(1)}px"><span>${escapeHtml(name)}</span><em><i style="width:${share.toFixed(1)}%;background:${color}"></i></em><b>${escapeHtml(text)}</b></div>`;
+    const bar = `<em><i style="width:${share.toFixed(1)}%;background:${color}"></i></em>`;
+    const label = `<span>${escapeHtml(name)}</span>`;
+    return `<div style="height:${each.toFixed(1)}px">${label}${bar}<b>${escapeHtml(text)}</b></div>`;
   });
   return `<div class="bars">${bars.join('')}</div>`;
 }
 
+/** A `table` panel, after its transformations. Throws for a transformation that is not known here. */
 export function drawTable(data: PanelData): string {
   const { panel } = data;
   const { columns, rows } = tableOf(data);

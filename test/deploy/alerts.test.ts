@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { DEPLOY, prometheusMissing } from '../lib/prometheus.js';
-import { notServed } from '../lib/promql.js';
+import { askedBy, notServed } from '../lib/promql.js';
 import { everythingServed } from '../lib/served.js';
 
 const folder = join(DEPLOY, 'prometheus');
@@ -41,6 +41,9 @@ const alerts = text
     };
   });
 
+/** What Prometheus itself says of a scrape. */
+const PROMETHEUS_OWN = /\b(up|scrape_duration_seconds)\b/;
+
 /** Where GitHub puts a heading. */
 const anchor = (heading: string): string =>
   heading
@@ -74,9 +77,15 @@ t.test('each alert', async (t) => {
     t.match(name, /^Weft[A-Z]/);
     t.ok(['critical', 'warning', 'info'].includes(severity ?? ''), `${name} is ${severity}`);
     const labels = [...`${summary} ${description}`.matchAll(/\$labels\.(\w+)/g)].map((match) => match[1]);
-    // `up` is Prometheus' own.
-    if (name !== 'WeftDown')
-      t.same(notServed(expr.replaceAll(/job="weft"/g, ''), labels, served), [], `${name}: ${expr}`);
+    const own = PROMETHEUS_OWN.test(expr);
+    if (!own) t.same(notServed(expr, labels, served), [], `${name}: ${expr}`);
+    for (const { metric, matchers } of askedBy(expr).selectors)
+      t.ok(
+        metric.startsWith('weft_') || matchers.some(({ label, value }) => label === 'job' && value === 'weft'),
+        `${name}: ${metric} is no other job's`,
+      );
+    for (const [, minutes, unit] of expr.matchAll(/\[(\d+)(\w)\]/g))
+      t.ok(unit === 'm' && Number(minutes) >= 5, `${name}: ${minutes}${unit} have two samples and more`);
     t.match(`${description} `, /`[^`]+`|\blog\b|--[a-z]/, `${name} says where to look`);
     const [file, chapter] = runbook.split('#');
     t.equal(file, 'docs/operations.md', name);

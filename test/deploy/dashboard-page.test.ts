@@ -132,12 +132,18 @@ t.test('histograms', async (t) => {
   );
 });
 
-/** A stand-in for Prometheus that answers every query alike. */
-async function answering(status: number, body: string): Promise<{ url: string; close(): void }> {
-  const server = createServer((_, response) => response.writeHead(status).end(body)).listen(0, '127.0.0.1');
+/** A stand-in for Prometheus that answers every query alike, and has one instance. */
+async function answering(status: number, body: string): Promise<{ url: string; asked: string[]; close(): void }> {
+  const asked: string[] = [];
+  const names = JSON.stringify({ status: 'success', data: ['a.b:9469'] });
+  const server = createServer(({ url = '' }, response) => {
+    asked.push(decodeURIComponent(url));
+    response.writeHead(status).end(url.startsWith('/api/v1/label/') ? names : body);
+  }).listen(0, '127.0.0.1');
   await new Promise((resolve) => server.once('listening', resolve));
   return {
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    asked,
     close: () => server.close(),
   };
 }
@@ -175,6 +181,8 @@ t.test('what Prometheus may say', async (t) => {
   silent.close();
   t.equal(empty.code, 1, 'empty panels are named');
   t.match(empty.text, /empty: Forwarding, Registry, /);
+  const queries = silent.asked.filter((url) => url.includes('query='));
+  t.ok(queries.length > 40 && queries.every((url) => url.includes('instance=~"a\\\\.b:9469"')), 'all are ours');
 });
 
 t.test('what daemons may be called', async (t) => {

@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { allPanels, drawnPanels, fillIn, readDashboard } from '../../race/dashboard/dashboard.js';
+import { allPanels, anyOf, drawnPanels, fillIn, readDashboard } from '../../race/dashboard/dashboard.js';
 import { KNOWN_UNITS } from '../../race/dashboard/units.js';
 import { DEPLOY } from '../lib/prometheus.js';
 import { askedBy, notServed } from '../lib/promql.js';
@@ -11,6 +11,17 @@ import { everythingServed } from '../lib/served.js';
 const dashboard = readDashboard();
 const panels = drawnPanels(dashboard);
 const served = await everythingServed();
+
+/** That a metric which others serve, too, is asked only of weftd: `process_…`, `nodejs_…`. */
+const OURS = /and on \(job, instance\) weft_build_info\{/g;
+
+/** Metrics of an expression that another job's daemons on the same host, or of the same name, may have. */
+function unguarded(expr: string): string[] {
+  const foreign = askedBy(expr)
+    .selectors.map(({ metric }) => metric)
+    .filter((metric) => !metric.startsWith('weft_'));
+  return foreign.slice(expr.match(OURS)?.length ?? 0);
+}
 
 const labelsIn = (legend: string): string[] => [...legend.matchAll(/\{\{\s*(\w+)\s*\}\}/g)].map((match) => match[1]);
 
@@ -30,10 +41,36 @@ t.test('queries', async (t) => {
           matchers.some(({ label, value }) => label === 'instance' && value === '$instance'),
           `${title}: ${metric} is that of the instances chosen`,
         );
+      t.same(unguarded(expr), [], `${title}: no other job's`);
       const filled = fillIn(expr, { instance: '.*', rateInterval: 20, range: 900 });
       t.notMatch(filled, '$', `${title}: no variable that Grafana would not fill in`);
     }
   }
+});
+
+t.test('annotations and variables ask only for ours', async (t) => {
+  const annotations = dashboard.annotations.list.filter(({ expr }) => expr !== undefined);
+  t.same(
+    annotations.map(({ name }) => name),
+    ['Restarts'],
+  );
+  for (const { name, expr = '' } of annotations) {
+    t.same(notServed(expr, ['instance'], served), [], `${name}: ${expr}`);
+    t.same(unguarded(expr), [], `${name}: no other job's`);
+    for (const { metric, matchers } of askedBy(expr).selectors)
+      t.match(
+        matchers,
+        [{ label: 'instance', value: '$instance' }],
+        `${name}: ${metric} is that of the instances chosen`,
+      );
+  }
+  const [, instance] = dashboard.templating.list;
+  const { query } = instance.query as { query: string };
+  const [, metric, label] = /^label_values\((\w+), (\w+)\)$/.exec(query) ?? [];
+  t.match(metric, /^weft_/, `only our instances can be chosen: ${query}`);
+  t.same(notServed(metric, [label], served), []);
+  t.notOk('allValue' in instance, '"All" stands for these, and not for every instance of every job');
+  t.equal(anyOf(['a.b:9469', 'c+d']), 'a\\\\.b:9469|c\\\\+d', 'names are no patterns');
 });
 
 t.test('what the queries leave out', async (t) => {
@@ -68,6 +105,7 @@ t.test('the test itself notices what is wrong', async (t) => {
   t.equal(wrong('sum by (reson) (weft_drops_total)'), 1, 'a label to group by');
   t.equal(wrong('weft_peers', 'peer'), 1, 'a label of the legend');
   t.equal(wrong('1 + 1'), 1, 'nothing at all');
+  t.same(unguarded('weft_peers + process_cpu_seconds_total'), ['process_cpu_seconds_total'], "another job's");
 });
 
 t.test('panels', async (t) => {

@@ -56,6 +56,7 @@ function configFor({ targets, scrape, rules = ALERTS }: PrometheusOptions): stri
   });
 }
 
+/** A running Prometheus of the caller's, who closes it; its folder is the caller's, too. */
 export class Prometheus {
   readonly client: PrometheusClient;
   /** For `--prometheus` and `--socket` of race/dashboard/panels.ts. */
@@ -106,6 +107,7 @@ export class Prometheus {
     }
   }
 
+  /** All that it wrote so far. */
   log(): string {
     return readFileSync(this.#logFile, 'utf8');
   }

@@ -24,6 +24,7 @@ const TOKEN = /"(?:[^"\\]|\\.)*"|'[^']*'|\[[^\]]*\]|[A-Za-z_][\w:]*|\d[\w.]*|=~|
 const GROUPING = new Set(['by', 'without', 'on', 'ignoring', 'group_left', 'group_right']);
 const WORDS = new Set(['and', 'or', 'unless', 'bool', 'offset', 'inf', 'nan']);
 
+/** The selectors and the grouping labels of a query, in its order. Functions, numbers and ranges are passed over. */
 export function askedBy(expression: string): Asked {
   const tokens = expression.match(TOKEN) ?? [];
   const selectors: Selector[] = [];

@@ -3,6 +3,7 @@ import { createMetrics } from '../../src/observe/metrics.js';
 import { LAYER_2, makeObserved } from './observed.js';
 import { type Served, servedBy } from './promql.js';
 
+/** Both layers' texts as one, of daemons that are not running: nothing is to be closed. */
 export async function everythingServed(): Promise<Served> {
   const layer3 = makeObserved(1);
   const layer2 = makeObserved(2, { networks: 2, macs: 64, neighbours: 64, statics: 16 });

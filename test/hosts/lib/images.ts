@@ -4,7 +4,7 @@
  * Debian's packages installed, npm's cache with the packages of package-lock.json. So the Dockerfile is built as it is, and
  * offline.
  *
- * debootstrap runs once (44 s); its result is kept in node_modules/.cache, as a tarball named by what is in it.
+ * debootstrap runs once (45 s); its result is kept in node_modules/.cache, as a tarball named by what is in it.
  */
 import { createHash } from 'node:crypto';
 import {
@@ -55,8 +55,8 @@ export async function debian(scratch: string): Promise<string> {
   const root = join(scratch, 'debian');
   // Wherever this machine has its packages from.
   const indexes = ['--format', '$(REPO_URI)', 'Identifier: Packages', `Release: ${RELEASE}`];
-  const [mirror] = (await output('apt-get', 'indextargets', ...indexes)).split('\n');
-  await output('debootstrap', '--variant=minbase', `--include=${PACKAGES}`, RELEASE, root, mirror);
+  const mirrors = (await output('apt-get', 'indextargets', ...indexes)).split('\n').filter(Boolean);
+  await output('debootstrap', '--variant=minbase', `--include=${PACKAGES}`, RELEASE, root, ...mirrors.slice(0, 1));
   // Nothing to fetch, and nowhere to fetch it: `apt-get update` and `install` find all of it done.
   writeFileSync(join(root, 'etc/apt/sources.list'), '');
   mkdirSync(CACHE, { recursive: true });
