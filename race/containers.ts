@@ -7,6 +7,7 @@
  * killed race left is found by what it looks like, and removed first.
  */
 import { join } from 'node:path';
+import { PROTOCOL } from '../src/host/routes.js';
 import { addressesOf, type Host, type Lab, type Namespace, NETWORK4, sleep } from './hosts.js';
 import type { Subject, SubjectName } from './subjects.js';
 
@@ -47,6 +48,7 @@ export async function containerHosts(lab: Lab, folder: string, say: Say): Promis
     };
   });
   const [a, b] = hosts;
+  checkBackend(a, b);
   cleanUp(a, b, say);
   cleanUp(b, a, say);
   putBackLater(lab, a, b);
@@ -101,6 +103,18 @@ const routesTo = (ns: Namespace, destination: string): string[] =>
 
 const hasDevice = (ns: Namespace, device: string): boolean =>
   ns.runSync('ip', '-o', 'link', 'show').includes(` ${device}: `);
+
+/**
+ * With the backends vxlan and host-gw weftd has routes of its own to each far subnet, which are what a race changes; and it puts
+ * them back within seconds, in the midst of another subject's figures.
+ */
+function checkBackend(host: Host, far: Host): void {
+  const own = routesTo(host.ns, far.subnet4).find((route) => `${route} `.includes(` proto ${PROTOCOL} `));
+  if (own === undefined) return;
+  throw new Error(
+    `${host.ns.name} has weftd's route "${own}": the race is for the backend udp: docker compose up -d without WEFT_BACKEND`,
+  );
+}
 
 /** Removes what a race that was killed left on `host`: a vxlan device with its routes, a route of `direct` or to nowhere. */
 function cleanUp(host: Host, far: Host, say: Say): void {

@@ -347,6 +347,17 @@ async function raceBetween(lab: Lab, hosts: readonly Host[]): Promise<void> {
       'nothing runs on',
     );
 
+    const [a, b] = hosts;
+    a.ns.ip(`route add ${b.subnet4} via ${b.underlay4} proto 87`);
+    const refused = await run(...race(...between, '--measures', 'ping'));
+    t.same([refused.code, a.ns.runSync('ip', 'route', 'show', 'proto', '87').startsWith(b.subnet4)], [1, true]);
+    t.match(
+      refused.stderr,
+      /^race: a has weftd's route ".* proto 87": the race is for the backend udp/m,
+      'another backend',
+    );
+    a.ns.ip(`route del ${b.subnet4}`);
+
     for (const [words, error] of [
       [['--subjects', 'fastd'], '--subjects fastd: choose from direct, kernel-vxlan, weft-udp'],
       [['--weft-args=-v'], '--weft-args: between containers'],
