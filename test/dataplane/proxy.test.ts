@@ -25,7 +25,7 @@ import { ANSWERED, DROP, NeighbourProxy, PASS } from '../../src/dataplane/proxy.
 import { CheckedDevice } from '../../src/io/checked.js';
 import { EIO } from '../../src/io/device.js';
 import { type Kernels, loadKernels } from '../../src/io/kernels.js';
-import { EngineMemory, HEADROOM, MAC_BYTES } from '../../src/io/memory.js';
+import { EngineMemory, GAUGES, HEADROOM, MAC_BYTES } from '../../src/io/memory.js';
 import { MemoryDevice } from '../../src/io/memory-device.js';
 import { headerLength } from '../../src/packet/ethernet.js';
 import {
@@ -1028,6 +1028,7 @@ t.test('100,000 changed frames: no throw, no read outside them, no write outside
     [layout.macs, memory.layout.macSlots * MAC_BYTES],
     [layout.macDetails, memory.layout.macSlots * MAC_BYTES],
     [layout.neighbours, memory.layout.neighbourSlots * 64],
+    [layout.gauges, GAUGES * 8],
   ];
   let from = 0;
   const after = Buffer.from(memory.u8.buffer);
