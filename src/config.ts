@@ -14,6 +14,7 @@ import {
   parseInterfaceAddress,
 } from './control/cidr.js';
 import { DEFAULT_PORTS, MODES, type Mode } from './control/encapsulation.js';
+import { LOG_LEVELS, type LogLevel } from './control/event-log.js';
 import { MTU_LEAST, MTU_MOST } from './control/underlay.js';
 import type { SourceCheck } from './dataplane/settings.js';
 import {
@@ -96,8 +97,11 @@ export interface Settings extends FlannelSettings {
   readonly sourceCheck: SourceCheck;
   /** undefined: no HTTP endpoint. */
   readonly metricsAddress: { readonly host: string; readonly port: number } | undefined;
+  /** Path of the socket that `weft` asks; undefined: the default place; 'off': none. */
+  readonly controlSocket: string | undefined;
   readonly workers: number;
   readonly logLevel: LogLevel;
+  readonly logFormat: LogFormat;
   readonly keepDevice: boolean;
   readonly configFile: string | undefined;
 }
@@ -152,8 +156,8 @@ export type RegistryKind = (typeof REGISTRIES)[number];
 /** In seconds, where nobody says otherwise. */
 export const LEASE_TTL: Readonly<Record<RegistryKind, number>> = { embedded: 60, static: 60, etcd: 86_400 };
 
-export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error'] as const;
-export type LogLevel = (typeof LOG_LEVELS)[number];
+export const LOG_FORMATS = ['json', 'text'] as const;
+export type LogFormat = (typeof LOG_FORMATS)[number];
 
 /** A name that the kernel takes (dev_valid_name) and that means nothing else: `%` is a template, `all` a sysctl. */
 function deviceName(text: string): string {
@@ -460,6 +464,15 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     help: 'where to serve /metrics, /healthz and /readyz, and in layer 2 /v1/macs and /v1/neighbours; nowhere, with a warning, where the default is taken',
     example: '--metrics-address 192.168.77.1:9469',
   },
+  controlSocket: {
+    flag: 'control-socket',
+    value: 'path',
+    default: undefined,
+    expects: 'off or the path of a unix socket',
+    check: optional(nonEmpty),
+    help: 'where root may look inside with the weft command, or off; default: /run/weft/<network namespace>/<pid>.sock, where weft looks by itself',
+    example: '--control-socket /run/weft-blue.sock',
+  },
   workers: {
     flag: 'workers',
     value: 'number',
@@ -475,8 +488,17 @@ export const OPTIONS: { readonly [K in keyof Settings]: Option<Settings[K]> } = 
     default: 'info',
     expects: LOG_LEVELS.join(', '),
     check: needed(oneOf(LOG_LEVELS)),
-    help: `least level of the JSON lines on standard output: ${LOG_LEVELS.join(', ')}`,
+    help: `least level of the lines on standard output: ${LOG_LEVELS.join(', ')}; weft log changes it while weftd runs`,
     example: '--log-level debug',
+  },
+  logFormat: {
+    flag: 'log-format',
+    value: 'format',
+    default: 'json',
+    expects: LOG_FORMATS.join(' or '),
+    check: needed(oneOf(LOG_FORMATS)),
+    help: 'json: a JSON object a line, for programs; text: aligned, for people',
+    example: '--log-format text',
   },
   keepDevice: {
     flag: 'keep-device',

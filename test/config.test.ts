@@ -67,8 +67,10 @@ t.test('defaults', async (t) => {
     sourceCheck: 'peer',
     metricsAddress: { host: '127.0.0.1', port: 9469 },
     metricsSaid: false,
+    controlSocket: undefined,
     workers: 1,
     logLevel: 'info',
+    logFormat: 'json',
     keepDevice: false,
   });
   t.same(
@@ -175,7 +177,9 @@ t.test('each option by each source', async (t) => {
     sourceCheck: ['strict', 'strict', 'strict'],
     metricsAddress: ['[::1]:9', '[::1]:9', { host: '::1', port: 9 }],
     workers: ['8', 8, 8],
+    controlSocket: ['/run/weft-blue.sock', '/run/weft-blue.sock', '/run/weft-blue.sock'],
     logLevel: ['debug', 'debug', 'debug'],
+    logFormat: ['text', 'text', 'text'],
     keepDevice: ['true', true, true],
     etcdEndpoints: [
       'https://a.example:2379,http://[::1]:4001/',
