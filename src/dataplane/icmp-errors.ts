@@ -14,6 +14,8 @@ import * as icmp from '../packet/icmp.js';
 import * as ip from '../packet/ip.js';
 import { ICMP_FORBIDDEN, ICMP_LIMITED, ICMP_MADE, ICMP_REFUSED, ICMP_SENT } from './counters.js';
 import type { EngineSettings } from './settings.js';
+import { Tap } from './tap.js';
+import { SENT } from './verdicts.js';
 
 /** Tokens a second, and how many may gather: a traceroute passes, a scan does not become a flood. */
 export const ICMP_RATE = 200;
@@ -31,6 +33,8 @@ export class IcmpErrors {
   readonly #scratch: number;
   readonly #kernels: Kernels;
   #device: Device;
+  #network = 0;
+  readonly #tap: Tap;
   readonly #address4: Uint8Array | undefined;
   readonly #address6: Uint8Array | undefined;
   /** In thousandths of a token, so that milliseconds add up. */
@@ -46,6 +50,7 @@ export class IcmpErrors {
     device: Device,
     view: DataView,
     settings: EngineSettings,
+    tap = new Tap(memory, layout, 0),
   ) {
     this.#u8 = memory.u8;
     this.#view = view;
@@ -54,13 +59,15 @@ export class IcmpErrors {
     this.#scratch = layout.scratch;
     this.#kernels = kernels;
     this.#device = device;
+    this.#tap = tap;
     this.#address4 = settings.address4;
     this.#address6 = settings.address6;
   }
 
-  /** Where errors about what comes next go: the device that it came from. */
-  useDevice(device: Device): void {
+  /** Where errors about what comes next go: the device of `network`, that it came from. */
+  useDevice(device: Device, network: number): void {
     this.#device = device;
+    this.#network = network;
   }
 
   /** Refills the bucket. `now` in milliseconds (wraps). */
@@ -223,8 +230,9 @@ export class IcmpErrors {
       this.#u8.copyWithin(frame + 6, at - l2, at - l2 + 6);
       this.#u8.copyWithin(frame + 12, at - l2 + 12, at);
     }
-    const result = this.#device.push(frame, l2 + length);
-    this.#f64[this.#counters + (result < 0 ? ICMP_REFUSED : ICMP_SENT)]++;
+    const refused = this.#device.push(frame, l2 + length) < 0;
+    this.#f64[this.#counters + (refused ? ICMP_REFUSED : ICMP_SENT)]++;
+    if (this.#tap.on) this.#tap.deviceOut(this.#network, frame, l2 + length, 0, refused ? ICMP_REFUSED : SENT);
   }
 }
 

@@ -36,7 +36,9 @@ import { countSize, histogramAt, IN_BATCH, IN_MESSAGE } from './histograms.js';
 import type { Layer } from './layer.js';
 import type { EngineSettings } from './settings.js';
 import type { SharedWords } from './shared.js';
+import { Tap } from './tap.js';
 import { FINISHED, findUnfinished, UNSEGMENTED } from './unfinished.js';
+import { SENT } from './verdicts.js';
 
 const ECN_NOT_ECT = 0;
 const ECN_ECT1 = 1;
@@ -70,6 +72,7 @@ export class Inbound {
   /** By network. */
   readonly #devices: readonly Device[];
   readonly #shared: SharedWords;
+  readonly #tap: Tap;
   readonly #counters: number;
   readonly #peerCounters: number;
   readonly #batches: number;
@@ -94,8 +97,9 @@ export class Inbound {
   /** Slots with an open merge, in the order they were opened. */
   readonly #openSlots = new Int32Array(MERGE_SLOTS);
   #openCount = 0;
-  /** By slot: which network's packets are in it. */
+  /** By slot: which network's packets are in it, and whose the first is. */
   readonly #slotNetworks = new Int32Array(MERGE_SLOTS);
+  readonly #slotRefs = new Int32Array(MERGE_SLOTS);
 
   // What the current message's control data said.
   #segment = 0;
@@ -120,6 +124,7 @@ export class Inbound {
     shared: SharedWords,
     view: DataView,
     settings: EngineSettings,
+    tap = new Tap(memory, layout, 0),
   ) {
     this.#memory = memory;
     this.#layout = layout;
@@ -131,6 +136,7 @@ export class Inbound {
     this.#layer = layer;
     this.#devices = devices;
     this.#shared = shared;
+    this.#tap = tap;
     this.#counters = layout.counters >> 3;
     this.#peerCounters = layout.peerCounters >> 3;
     this.#batches = histogramAt(layout, IN_BATCH);
@@ -204,26 +210,33 @@ export class Inbound {
     countSize(this.#f64, this.#messages, datagrams);
     this.#add(count.IN_IN_BYTES, length);
 
-    if (this.#i32[header + (MSG_FLAGS >> 2)] & sys.MSG_TRUNC) {
-      this.#add(count.IN_TRUNCATED, datagrams);
-      return length;
-    }
     this.#name = receive.names + m * SIZEOF_SOCKADDR;
     this.#underlay = underlay;
+    const last = length - (datagrams - 1) * size;
+    if (this.#i32[header + (MSG_FLAGS >> 2)] & sys.MSG_TRUNC) {
+      this.#refuseAll(at, size, datagrams, last, 0, count.IN_TRUNCATED);
+      return length;
+    }
     if (this.#vnis === undefined) {
       this.#ref = this.#findPeer(0);
       if (this.#ref === 0 && !this.#anyone) {
-        this.#add(count.IN_UNKNOWN_PEER, datagrams);
+        this.#refuseAll(at, size, datagrams, last, 0, count.IN_UNKNOWN_PEER);
         return length;
       }
       if (length === 0) {
-        this.#add(count.IN_EMPTY, 1);
+        this.#refuseAll(at, size, 1, 0, this.#ref, count.IN_EMPTY);
         return 0;
       }
       this.#countPeer(datagrams, length);
     }
-    this.#datagrams(at, size, datagrams, length - (datagrams - 1) * size);
+    this.#datagrams(at, size, datagrams, last);
     return length;
+  }
+
+  /** A message's datagrams are dropped, all of them; they are from `ref`, if that has been found out. */
+  #refuseAll(at: number, size: number, total: number, last: number, ref: number, counter: number): void {
+    this.#add(counter, total);
+    if (this.#tap.on) this.#watchRun(at, size, 0, total, total, last, ref, counter);
   }
 
   /** Reads UDP_GRO's segment size, and the outer TOS or traffic class. */
@@ -280,29 +293,69 @@ export class Inbound {
 
   /** The datagrams of one message, one behind the other at `at`: `size` bytes each, the last one `last`. */
   #datagrams(at: number, size: number, total: number, last: number): void {
-    const header = this.#header;
     for (let i = 0; i < total; ) {
-      const datagram = at + i * size;
+      i += this.#tap.on ? this.#takeWatched(at, size, i, total, last) : this.#take(at, size, i, total, last);
+    }
+  }
+
+  /** Takes datagram `i`, and of those behind it what merges with it. Returns how many that are. */
+  #take(at: number, size: number, i: number, total: number, last: number): number {
+    const header = this.#header;
+    const datagram = at + i * size;
+    const length = i === total - 1 ? last : size;
+    const packet = datagram + header;
+    if (!this.#accept(datagram, length)) return 1;
+    const { l2 } = this.#layer;
+    const mtu = this.#mtus[this.#network];
+    const over = length - header - l2 > mtu;
+    // CE and ECT(1) have to be written into each inner header, so then they go one by one.
+    const run = this.#tos & 1 ? 1 : total - i;
+    const taken = this.#merge(datagram, size, run, run === total - i ? last : size, over && header > 0);
+    const done = Math.max(taken, 1);
+    if (header > 0) this.#countPeer(done, i + done === total ? (done - 1) * size + last : done * size);
+    if (over) this.#add(count.IN_ABOVE_MTU, above(taken, i + taken === total, last - header - l2 > mtu));
+    if (taken > 0) return taken;
+    this.#u8.fill(0, packet - VNET_HEADER, packet);
+    if (header > 0) this.#pushFrame(packet, length - header);
+    else this.#push(this.#devices[0], packet, length, this.#ref);
+    return 1;
+  }
+
+  /** `#take`, and the tap sees it. What merges with the first has not been changed, and shares its verdict. */
+  #takeWatched(at: number, size: number, i: number, total: number, last: number): number {
+    const tap = this.#tap;
+    tap.enterUnderlay(this.#underlay, this.#name, this.#tos, at + i * size, i === total - 1 ? last : size);
+    if (this.#vnis !== undefined) this.#ref = 0;
+    const done = this.#take(at, size, i, total, last);
+    const verdict = tap.decideUnderlay(this.#ref === 0 ? this.#senderAnywhere() : this.#ref);
+    if (done > 1) this.#watchRun(at, size, i + 1, i + done, total, last, this.#ref, verdict);
+    return done;
+  }
+
+  /** The sender's reference in whichever network, for a datagram that came no further than its VXLAN header; 0: in none. */
+  #senderAnywhere(): number {
+    const networks = this.#vnis?.length ?? 0;
+    for (let network = 0; network < networks; network++) {
+      const ref = this.#findPeer(network);
+      if (ref !== 0) return ref;
+    }
+    return 0;
+  }
+
+  /** Shows the tap datagrams `from` to `to` - 1, about which the same has been decided. */
+  #watchRun(
+    at: number,
+    size: number,
+    from: number,
+    to: number,
+    total: number,
+    last: number,
+    ref: number,
+    verdict: number,
+  ): void {
+    for (let i = from; i < to; i++) {
       const length = i === total - 1 ? last : size;
-      const packet = datagram + header;
-      if (!this.#accept(datagram, length)) {
-        i++;
-        continue;
-      }
-      const { l2 } = this.#layer;
-      const mtu = this.#mtus[this.#network];
-      const over = length - header - l2 > mtu;
-      // CE and ECT(1) have to be written into each inner header, so then they go one by one.
-      const run = this.#tos & 1 ? 1 : total - i;
-      const taken = this.#merge(datagram, size, run, run === total - i ? last : size, over && header > 0);
-      const done = Math.max(taken, 1);
-      if (header > 0) this.#countPeer(done, i + done === total ? (done - 1) * size + last : done * size);
-      if (over) this.#add(count.IN_ABOVE_MTU, above(taken, i + taken === total, last - header - l2 > mtu));
-      i += done;
-      if (taken > 0) continue;
-      this.#u8.fill(0, packet - VNET_HEADER, packet);
-      if (header > 0) this.#pushFrame(packet, length - header);
-      else this.#push(this.#devices[0], packet, length);
+      this.#tap.underlayIn(this.#underlay, this.#name, this.#tos, at + i * size, length, ref, verdict);
     }
   }
 
@@ -411,6 +464,7 @@ export class Inbound {
         if (this.#i32[this.#states + slot * MERGE_WORDS] === taken) {
           this.#openSlots[this.#openCount++] = slot;
           this.#slotNetworks[slot] = this.#network;
+          this.#slotRefs[slot] = this.#ref;
         }
         return taken;
       }
@@ -445,12 +499,13 @@ export class Inbound {
     const l2 = this.#header === 0 ? 0 : this.#i32[word + 9] - this.#header;
     const device = this.#devices[this.#slotNetworks[slot]];
     const length = this.#kernels.mergeClose(state, buffer, l2);
+    const ref = this.#slotRefs[slot];
     if (segments === 1) {
-      this.#push(device, buffer - l2, length);
+      this.#push(device, buffer - l2, length, ref);
       return;
     }
     this.#add(count.IN_MERGED, segments - 1);
-    this.#pushSuper(device, buffer, l2, length - l2, this.#i32[word + 3], this.#i32[word + 2]);
+    this.#pushSuper(device, buffer, l2, length - l2, this.#i32[word + 3], this.#i32[word + 2], ref);
   }
 
   /** Writes a frame from where it was received. What its sender left unfinished is left to the device, if that may be. */
@@ -463,7 +518,7 @@ export class Inbound {
         ? FINISHED
         : findUnfinished(this.#view, this.#kernels, at, l2, version, exact, this.#mtus[this.#network], this.#segment);
     if (found === FINISHED) {
-      this.#push(device, frame, length);
+      this.#push(device, frame, length, this.#ref);
       return;
     }
     const header = frame - VNET_HEADER;
@@ -472,29 +527,29 @@ export class Inbound {
     if (found === UNSEGMENTED) {
       this.#add(count.IN_UNSEGMENTED, 1);
       const headers = this.#view.getUint16(header + vnet.VNET_HDR_LEN, true) - l2;
-      this.#pushSuper(device, at, l2, length - l2, start - l2, headers);
+      this.#pushSuper(device, at, l2, length - l2, start - l2, headers, this.#ref);
       return;
     }
     if (!this.#partial) {
       this.#kernels.finish(frame, length, start, this.#view.getUint16(header + vnet.VNET_CSUM_OFFSET, true));
       this.#u8.fill(0, header, frame);
     }
-    this.#push(device, frame, length);
+    this.#push(device, frame, length, this.#ref);
   }
 
   /** Writes the super-packet at `at`, behind `l2` bytes and a filled virtio header; in segments, if the device has it so. */
-  #pushSuper(device: Device, at: number, l2: number, length: number, l3: number, headers: number): void {
+  #pushSuper(device: Device, at: number, l2: number, length: number, l3: number, headers: number, ref: number): void {
     const kind = this.#u8[at - l2 - VNET_HEADER + vnet.VNET_GSO_TYPE];
     const allow = kind === vnet.GSO_TCPV4 ? ALLOW_TCP4 : kind === vnet.GSO_TCPV6 ? ALLOW_TCP6 : ALLOW_UDP;
     const result = this.#allow & allow ? device.push(at - l2, l2 + length) : -EINVAL;
     if (result >= 0) {
       this.#add(count.IN_SUPER, 1);
-      this.#pushed(l2 + length);
+      this.#pushed(device, at - l2, l2 + length, ref);
     } else if (result === -EINVAL) {
       this.#refuseKind(allow);
-      this.#pushSegments(device, at, l2, length, l3, headers, kind !== vnet.GSO_UDP_L4);
+      this.#pushSegments(device, at, l2, length, l3, headers, kind !== vnet.GSO_UDP_L4, ref);
     } else {
-      this.#add(count.IN_REFUSED, 1);
+      this.#refused(device, at - l2, l2 + length, ref);
     }
   }
 
@@ -507,13 +562,14 @@ export class Inbound {
     l3: number,
     headers: number,
     tcp: boolean,
+    ref: number,
   ): void {
     const { scratch } = this.#layout;
     const size = this.#view.getUint16(at - l2 - VNET_HEADER + vnet.VNET_GSO_SIZE, true);
     const segments = Math.ceil((length - headers) / size);
     const prefix = VNET_HEADER + l2;
     if (length + segments * (prefix + headers) > SCRATCH_HALF) {
-      this.#add(count.IN_REFUSED, 1);
+      this.#refused(device, at - l2, l2 + length, ref);
       return;
     }
     this.#kernels.copy(scratch, at - l2, l2 + length);
@@ -522,7 +578,7 @@ export class Inbound {
     this.#add(count.IN_REPLAYED, segments - 1);
     for (let i = 0; i < segments; i++) {
       const bytes = i === segments - 1 ? length - (segments - 1) * size : headers + size;
-      this.#push(device, scratch + i * (prefix + headers + size), l2 + bytes);
+      this.#push(device, scratch + i * (prefix + headers + size), l2 + bytes, ref);
     }
   }
 
@@ -538,15 +594,21 @@ export class Inbound {
     );
   }
 
-  /** Writes one packet whose virtio header is in place. */
-  #push(device: Device, at: number, length: number): void {
-    if (device.push(at, length) < 0) this.#add(count.IN_REFUSED, 1);
-    else this.#pushed(length);
+  /** Writes one packet, which came from `ref`, and whose virtio header is in place. */
+  #push(device: Device, at: number, length: number, ref: number): void {
+    if (device.push(at, length) < 0) this.#refused(device, at, length, ref);
+    else this.#pushed(device, at, length, ref);
   }
 
-  #pushed(length: number): void {
+  #pushed(device: Device, at: number, length: number, ref: number): void {
     this.#add(count.IN_PUSHED, 1);
     this.#add(count.IN_PUSHED_BYTES, length);
+    if (this.#tap.on) this.#tap.deviceOut(this.#devices.indexOf(device), at, length, ref, SENT);
+  }
+
+  #refused(device: Device, at: number, length: number, ref: number): void {
+    this.#add(count.IN_REFUSED, 1);
+    if (this.#tap.on) this.#tap.deviceOut(this.#devices.indexOf(device), at, length, ref, count.IN_REFUSED);
   }
 }
 

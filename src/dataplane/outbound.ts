@@ -38,6 +38,7 @@ import { DONE, FLOOD, type Layer } from './layer.js';
 import type { Outbox } from './outbox.js';
 import { PEER_FLAG_ECN, PEER_FLAGS, PEER_GENERATION, PEER_MTU, PEER_UNDERLAY } from './peers.js';
 import type { EngineSettings } from './settings.js';
+import { Tap } from './tap.js';
 
 /** Packets of one batch (hot-path.md: 32 is best; fewer is worse, more no better). */
 export const PULL_PACKETS = 32;
@@ -62,6 +63,7 @@ export class Outbound {
   readonly #outboxes: readonly (Outbox | undefined)[];
   readonly #senders: number;
   readonly #icmp: IcmpErrors;
+  readonly #tap: Tap;
   readonly #counters: number;
   readonly #batches: number;
   readonly #peers: number;
@@ -103,6 +105,7 @@ export class Outbound {
     icmp: IcmpErrors,
     view: DataView,
     settings: EngineSettings,
+    tap = new Tap(memory, layout, 0),
   ) {
     this.#memory = memory;
     this.#layout = layout;
@@ -114,6 +117,7 @@ export class Outbound {
     this.#outboxes = outboxes;
     this.#senders = outboxes.length >> 1;
     this.#icmp = icmp;
+    this.#tap = tap;
     this.#counters = layout.counters >> 3;
     this.#batches = histogramAt(layout, OUT_BATCH);
     this.#peers = memory.layout.peers >> 2;
@@ -168,7 +172,7 @@ export class Outbound {
   run(device: Device, network: number): number {
     if (this.#blocked !== 0 && !this.flush()) return 0;
     this.#network = network;
-    this.#icmp.useDevice(device);
+    this.#icmp.useDevice(device, network);
     let bytes = 0;
     let packets = 0;
     while (packets < PULL_PACKETS && this.#blocked === 0 && this.#hasRoom()) {
@@ -180,7 +184,8 @@ export class Outbound {
       }
       packets++;
       bytes += length;
-      this.#forward(at, length);
+      if (this.#tap.on) this.#forwardWatched(at, length);
+      else this.#forward(at, length);
     }
     if (packets > 0) {
       this.#f64[this.#counters + count.OUT_IN] += packets;
@@ -214,6 +219,18 @@ export class Outbound {
 
   #drop(counter: number): void {
     this.#f64[this.#counters + counter]++;
+  }
+
+  /** `#forward`, and the tap sees it. A flood that has begun is one, though copies of it may be dropped yet. */
+  #forwardWatched(at: number, length: number): void {
+    const tap = this.#tap;
+    tap.enterDevice(this.#network, at, length);
+    this.#slot = -1;
+    this.#floodBegun = false;
+    this.#forward(at, length);
+    const slot = this.#slot;
+    const generation = slot < 0 ? 0 : this.#i32[this.#peers + slot * (PEER_BYTES >> 2) + PEER_GENERATION];
+    tap.decideDevice(slot < 0 ? 0 : slot | (generation << 16), this.#flooding || this.#floodBegun);
   }
 
   /** Takes one packet all the way to its peer's message, or to one drop. */
@@ -327,12 +344,19 @@ export class Outbound {
       this.#floodBegun = true;
       if (this.#floodSize - this.#header > i32[peer + PEER_MTU]) {
         this.#f64[this.#counters + count.OUT_TOO_BIG] += datagrams;
+        if (this.#tap.on) this.#watchTooBig(outbox, ref & 0xffff);
       } else {
         outbox.append(ref & 0xffff, this.#floodAt, this.#floodSize, datagrams, this.#floodLast, this.#tos);
       }
     }
     this.#flooding = false;
     if (!this.#floodBegun) this.#f64[this.#counters + count.OUT_NO_PEER] += datagrams;
+  }
+
+  /** A flooded frame's copy to the peer in `slot` is dropped: the tap sees it where it would have left. */
+  #watchTooBig(outbox: Outbox, slot: number): void {
+    const datagrams = this.#floodCount;
+    outbox.watchRefused(slot, this.#floodAt, this.#floodSize, datagrams, this.#floodLast, this.#tos, count.OUT_TOO_BIG);
   }
 
   /** Completes the checksum that the host left to the device. False, and dropped, if the virtio header lies. */

@@ -47,6 +47,8 @@ import {
 import { countSize, histogramAt, OUT_MESSAGE } from './histograms.js';
 import { PEER_GENERATION, PEER_MTU_SUSPECT, PEER_NAME, PEER_NAME_LENGTH } from './peers.js';
 import type { SharedWords } from './shared.js';
+import { Tap } from './tap.js';
+import { SENT } from './verdicts.js';
 
 /** Longest UDP payload over IPv4 (RFC 768, RFC 791): 65,535 - 20 - 8. */
 export const MAX_DATAGRAM = 65507;
@@ -68,6 +70,9 @@ export class Outbox {
   readonly #histogram: number;
   readonly #socket: Socket;
   readonly #shared: SharedWords;
+  readonly #tap: Tap;
+  readonly #underlay: number;
+  readonly #sender: number;
   #maxSegments: number;
 
   // Per message; private, so plain arrays that no other thread sees.
@@ -101,6 +106,7 @@ export class Outbox {
     socket: Socket,
     shared: SharedWords,
     maxSegments: number,
+    tap = new Tap(memory, layout, 0),
   ) {
     this.#memory = memory;
     this.#i32 = memory.i32;
@@ -116,6 +122,9 @@ export class Outbox {
     this.#histogram = histogramAt(layout, OUT_MESSAGE);
     this.#socket = socket;
     this.#shared = shared;
+    this.#tap = tap;
+    this.#underlay = underlay;
+    this.#sender = index - underlay * (memory.options.senders ?? 1);
     this.#maxSegments = maxSegments;
     this.#open = new Int32Array(memory.options.peers).fill(-1);
     initSendArrays(memory, layout, index, underlay);
@@ -208,6 +217,7 @@ export class Outbox {
       this.#f64[this.#counters + OUT_CALLS]++;
       if (result > 0) {
         for (let m = this.#next; m < this.#next + result; m++) this.#sent(m, this.#segments[m], this.#bytes[m]);
+        if (this.#tap.on) this.#watchSent(this.#next, result);
         this.#f64[this.#counters + OUT_MESSAGES] += result;
         this.#next += result;
       } else if (result === -EAGAIN) {
@@ -273,6 +283,54 @@ export class Outbox {
     f64[peer + 1] += bytes;
   }
 
+  #watchSent(first: number, count: number): void {
+    for (let m = first; m < first + count; m++) this.#watch(m, SENT);
+  }
+
+  /** Shows the tap message `m`, datagram by datagram. */
+  #watch(m: number, verdict: number): void {
+    const size = this.#size[m];
+    for (let p = 0; p < this.#pieces[m]; p++) {
+      const piece = (this.#iovecs + (m * SEND_PIECES + p) * SIZEOF_IOVEC) >> 2;
+      const at = this.#memory.readPointer(piece << 2);
+      const length = this.#i32[piece + 2];
+      for (let i = 0; i < length; i += size) this.#watchOne(m, at + i, Math.min(size, length - i), verdict);
+    }
+  }
+
+  #watchOne(m: number, at: number, length: number, verdict: number): void {
+    const name = this.#names + m * SIZEOF_SOCKADDR;
+    const ref = this.#peer[m] | (this.#generation[m] << 16);
+    this.#tap.underlayOut(this.#underlay, this.#sender, name, this.#tos[m], at, length, ref, verdict);
+  }
+
+  /** Shows the tap `count` datagrams that are not for this socket after all; parameters as of `append`. */
+  watchRefused(
+    slot: number,
+    at: number,
+    size: number,
+    count: number,
+    last: number,
+    tos: number,
+    verdict: number,
+  ): void {
+    const peer = this.#peers + slot * PEER_BYTES;
+    const ref = slot | (this.#i32[(peer >> 2) + PEER_GENERATION] << 16);
+    for (let i = 0; i < count; i++) {
+      const length = i === count - 1 ? last : size;
+      this.#tap.underlayOut(
+        this.#underlay,
+        this.#sender,
+        peer + PEER_NAME * 4,
+        tos,
+        at + i * size,
+        length,
+        ref,
+        verdict,
+      );
+    }
+  }
+
   /** Whether the peer that message `m` is for is still the one in its slot. */
   #peerStands(m: number): boolean {
     return this.#i32[((this.#peers + this.#peer[m] * PEER_BYTES) >> 2) + PEER_GENERATION] === this.#generation[m];
@@ -289,6 +347,7 @@ export class Outbox {
       return;
     }
     this.#drop(m, errno, this.#segments[m]);
+    if (this.#tap.on) this.#watch(m, refusal(errno));
     this.#next++;
   }
 
@@ -328,6 +387,10 @@ export class Outbox {
       this.#f64[this.#counters + OUT_CALLS]++;
       if (result === -EAGAIN) return false;
       if (result === -EINTR) continue;
+      if (this.#tap.on) {
+        const at = this.#memory.readPointer(piece << 2) + this.#replayAt;
+        this.#watchOne(m, at, length, result > 0 ? SENT : refusal(-result));
+      }
       if (result > 0) {
         this.#replayTaken++;
         this.#sent(m, 1, length);
@@ -350,3 +413,6 @@ export class Outbox {
     return true;
   }
 }
+
+/** The counter of a datagram that the kernel refused. */
+const refusal = (errno: number): number => (errno === EMSGSIZE ? OUT_PATH_MTU : OUT_REFUSED);

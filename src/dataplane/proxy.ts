@@ -39,6 +39,8 @@ import {
   ROUTER_KNOWN,
   scopeOf,
 } from './neighbours.js';
+import { Tap } from './tap.js';
+import { SENT } from './verdicts.js';
 
 /** The frame goes on its way. */
 export const PASS = 0;
@@ -63,6 +65,7 @@ export class NeighbourProxy {
   readonly #neighbours: LearnedNeighbours | undefined;
   readonly #macs: LearnedMacs | undefined;
   readonly #counters: number;
+  readonly #tap: Tap;
   readonly #vnetIn: number;
   /** Where answers are built: a virtio header fits before. */
   readonly #scratch: number;
@@ -82,6 +85,7 @@ export class NeighbourProxy {
     view: DataView,
     neighbours: LearnedNeighbours | undefined,
     macs: LearnedMacs | undefined,
+    tap = new Tap(memory, layout, 0),
   ) {
     this.#memory = memory;
     this.#u8 = memory.u8;
@@ -92,6 +96,7 @@ export class NeighbourProxy {
     this.#neighbours = neighbours;
     this.#macs = macs;
     this.#counters = layout.counters >> 3;
+    this.#tap = tap;
     this.#vnetIn = layout.vnetIn;
     this.#scratch = layout.scratch + HEADROOM;
     this.#mask = memory.layout.staticSlots - 1;
@@ -315,7 +320,7 @@ export class NeighbourProxy {
     this.#writeEthernet(at, l2, low, high);
     arp.writeArpReply(this.#view, this.#scratch + l2, packet, low, high);
     this.#count(count.ARP_MADE);
-    return this.#push(device, l2 + arp.ARP_LENGTH, probe);
+    return this.#push(device, network, l2 + arp.ARP_LENGTH, probe);
   }
 
   /** Answers the neighbour solicitation at `at`, if its target is known, and whether that is a router. */
@@ -336,7 +341,7 @@ export class NeighbourProxy {
     nd.writeAdvertisement(view, to, packet, low, high, router);
     view.setUint16(to + ip.IPV6_HEADER + nd.ND_CHECKSUM, ~this.#sum6(to), true);
     this.#count(count.ND_MADE);
-    return this.#push(device, l2 + ip.IPV6_HEADER + nd.ND_ANSWER, probe);
+    return this.#push(device, network, l2 + ip.IPV6_HEADER + nd.ND_ANSWER, probe);
   }
 
   /** The answer's Ethernet header: to the sender of the frame at `at`, from the MAC given, with the same tags and type. */
@@ -350,9 +355,11 @@ export class NeighbourProxy {
   }
 
   /** Gives the answer to the device. A probe goes on to everybody, whatever we have said. */
-  #push(device: Device, length: number, probe: boolean): number {
+  #push(device: Device, network: number, length: number, probe: boolean): number {
     this.#u8.fill(0, this.#scratch - VNET_HEADER, this.#scratch);
-    this.#count(device.push(this.#scratch, length) < 0 ? count.ANSWER_REFUSED : count.ANSWER_SENT);
+    const refused = device.push(this.#scratch, length) < 0;
+    this.#count(refused ? count.ANSWER_REFUSED : count.ANSWER_SENT);
+    if (this.#tap.on) this.#tap.deviceOut(network, this.#scratch, length, 0, refused ? count.ANSWER_REFUSED : SENT);
     if (probe) return PASS;
     this.#count(count.OUT_ANSWERED);
     return ANSWERED;

@@ -22,8 +22,17 @@ const GATED = 4;
 const GATE_UNTIL = 5;
 /** By table version: 1 while it has static MACs or neighbours. */
 const STATICS = 6;
+/** Which capture runs: its number, and in the low CAPTURE_REVISIONS bits how often what it wants has changed. 0: none. */
+const CAPTURE = 8;
+const CAPTURE_REVISIONS = 8;
+/** The number of the last capture, 1 to CAPTURES. */
+const LAST_CAPTURE = 9;
+const CAPTURES = (1 << (31 - CAPTURE_REVISIONS)) - 1;
 const EPOCHS = 16;
 const RUNNING = 32;
+
+/** The number of the capture that a `captureWord` is of. */
+export const captureOf = (word: number): number => word >> CAPTURE_REVISIONS;
 
 export class SharedWords {
   readonly #words: Int32Array;
@@ -95,6 +104,36 @@ export class SharedWords {
   /** Worker: may packets be forwarded at `now`, milliseconds of CLOCK_MONOTONIC wrapped to 32 bits? */
   gateOpen(now: number): boolean {
     return this.#words[GATED] === 0 || ((Atomics.load(this.#words, GATE_UNTIL) - now) | 0) > 0;
+  }
+
+  /** Control: begins a capture, whose filter has been written; returns its number, which no other of the last millions had. */
+  beginCapture(): number {
+    const last = this.#words[LAST_CAPTURE];
+    const session = last >= CAPTURES ? 1 : last + 1;
+    this.#words[LAST_CAPTURE] = session;
+    Atomics.store(this.#words, CAPTURE, session << CAPTURE_REVISIONS);
+    return session;
+  }
+
+  /** Control: the running capture's filter has been written anew. */
+  reviseCapture(): void {
+    const word = this.#words[CAPTURE];
+    const mask = (1 << CAPTURE_REVISIONS) - 1;
+    if (word !== 0) Atomics.store(this.#words, CAPTURE, (word & ~mask) | ((word + 1) & mask));
+  }
+
+  endCapture(): void {
+    Atomics.store(this.#words, CAPTURE, 0);
+  }
+
+  /** Worker, once a turn and behind `beginTurn`, which orders it: a word that changes whenever there is something else to capture. */
+  captureWord(): number {
+    return this.#words[CAPTURE];
+  }
+
+  /** Worker: the same again, after it has changed; what control wrote before is seen then. 0: nothing is to be captured. */
+  changedCaptureWord(): number {
+    return Atomics.load(this.#words, CAPTURE);
   }
 
   /** Worker: an offload that the kernel refused at run time, as a bit of io/offloads.ts. */

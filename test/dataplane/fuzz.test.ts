@@ -363,6 +363,7 @@ async function round(seed: number): Promise<{ out: number; in: number; counters:
     peers: PEERS,
     settings,
     keep: false,
+    tapped: seed % 10 === 4,
     memory: { peers: 8, routeNodes: 512 },
     socket: {
       maxSegments: choose.of([64, 128]),

@@ -585,6 +585,7 @@ async function round(seed: number): Promise<{ out: number; in: number; counters:
     settings,
     l2,
     keep: false,
+    tapped: seed % 10 === 4,
     senders: choose.of([0, 1, 4, 8]),
     memory: { peers: 32, macs: choose.of([16, 64, 1024]), neighbours: choose.of([8, 256]), statics: 32 },
     workers,

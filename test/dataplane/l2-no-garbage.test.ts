@@ -10,6 +10,8 @@ const CHILD = fileURLToPath(new URL('../lib/no-garbage-l2-child.js', import.meta
 /** A young generation of 1 MB, so that a fraction of a byte a frame is too much. */
 const FLAGS = ['--trace-gc', '--expose-gc', '--min-semi-space-size=1', '--max-semi-space-size=1'];
 const WARM_UP = 1e6;
+/** Fewer: capturing takes longer. */
+const CAPTURED = 2e6;
 const FRAMES = 5e6;
 
 interface Result {
@@ -17,6 +19,7 @@ interface Result {
   readonly collections: string[];
   readonly passed: number;
   readonly balanced: boolean;
+  readonly captured: boolean;
 }
 
 function run(frames: number, ...more: readonly string[]): Promise<Result> {
@@ -37,8 +40,8 @@ function run(frames: number, ...more: readonly string[]): Promise<Result> {
       const summary = lines.find((line) => line.startsWith('{'));
       if (code !== 0 || marks.length !== 2 || !summary)
         return reject(new Error(`the child ended with ${code}:\n${output}`));
-      const { passed, balanced } = JSON.parse(summary) as { passed: number; balanced: boolean };
-      resolve({ collections: traced.slice(marks[0] + 1, marks[1]), passed, balanced });
+      const result = JSON.parse(summary) as Omit<Result, 'collections'>;
+      resolve({ collections: traced.slice(marks[0] + 1, marks[1]), ...result });
     });
   });
 }
@@ -48,6 +51,13 @@ t.test(`no collection in ${FRAMES} frames`, { timeout: 300_000 }, async (t) => {
   t.same(collections, []);
   t.ok(passed >= FRAMES, `${passed} frames`);
   t.ok(balanced);
+});
+
+t.test('nor while every frame is captured', { timeout: 300_000 }, async (t) => {
+  const { collections, passed, balanced, captured } = await run(CAPTURED, 'capture');
+  t.same(collections, []);
+  t.ok(passed >= CAPTURED, `${passed} frames`);
+  t.ok(balanced && captured);
 });
 
 t.test('one object a frame would be seen', { timeout: 300_000 }, async (t) => {

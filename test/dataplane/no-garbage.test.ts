@@ -13,6 +13,8 @@ const CHILD = fileURLToPath(new URL('../lib/no-garbage-child.js', import.meta.ur
 /** A young generation of 1 MB, so that a tenth of a byte a packet is too much. */
 const FLAGS = ['--trace-gc', '--expose-gc', '--min-semi-space-size=1', '--max-semi-space-size=1'];
 const WARM_UP = 1e6;
+/** Fewer: capturing takes longer. */
+const CAPTURED = 2e6;
 const PACKETS = 1e7;
 
 interface Result {
@@ -20,6 +22,7 @@ interface Result {
   readonly collections: string[];
   readonly passed: number;
   readonly balanced: boolean;
+  readonly captured: boolean;
 }
 
 function run(packets: number, ...more: readonly string[]): Promise<Result> {
@@ -40,8 +43,8 @@ function run(packets: number, ...more: readonly string[]): Promise<Result> {
       const summary = lines.find((line) => line.startsWith('{'));
       if (code !== 0 || marks.length !== 2 || !summary)
         return reject(new Error(`the child ended with ${code}:\n${output}`));
-      const { passed, balanced } = JSON.parse(summary) as { passed: number; balanced: boolean };
-      resolve({ collections: traced.slice(marks[0] + 1, marks[1]), passed, balanced });
+      const result = JSON.parse(summary) as Omit<Result, 'collections'>;
+      resolve({ collections: traced.slice(marks[0] + 1, marks[1]), ...result });
     });
   });
 }
@@ -51,6 +54,13 @@ t.test('no collection in 10^7 packets', { timeout: 300_000 }, async (t) => {
   t.same(collections, []);
   t.ok(passed >= PACKETS, `${passed} packets`);
   t.ok(balanced);
+});
+
+t.test('nor while every packet is captured', { timeout: 300_000 }, async (t) => {
+  const { collections, passed, balanced, captured } = await run(CAPTURED, 'capture');
+  t.same(collections, []);
+  t.ok(passed >= CAPTURED, `${passed} packets`);
+  t.ok(balanced && captured);
 });
 
 t.test('one object a packet would be seen', { timeout: 300_000 }, async (t) => {

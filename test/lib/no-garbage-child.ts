@@ -3,10 +3,12 @@
  * lines in the output of --trace-gc are the marks between which there must be none. (A mark written by JavaScript would not
  * do: V8 writes its lines through a buffer.)
  *
- *   node --trace-gc --expose-gc no-garbage-child.js <packets to warm up> <packets> [allocate]
+ *   node --trace-gc --expose-gc no-garbage-child.js <packets to warm up> <packets> [allocate|capture]
  *
- * `allocate`: one object for every packet read from the device, to show that the test would see it.
+ * `allocate`: one object for every packet read from the device, to show that the test would see it. `capture`: everything is
+ * captured meanwhile.
  */
+import { CaptureRing, RING_HEAD } from '../../src/dataplane/capture-ring.js';
 import { conservation } from '../../src/dataplane/counters.js';
 import { Engine, READY_ALL, READY_DEVICE } from '../../src/dataplane/engine.js';
 import { Tables } from '../../src/dataplane/tables.js';
@@ -31,9 +33,11 @@ import {
   unfinished,
 } from './packets.js';
 import { DEVICE_4, HOST_4, HOST_6, remote4, remote6 } from './rig.js';
+import { beginCapture } from './tapped.js';
 
 const [warmUp, count] = process.argv.slice(2, 4).map(Number);
 const allocate = process.argv[4] === 'allocate';
+const captures = process.argv[4] === 'capture';
 const gc = (globalThis as { gc?: () => void }).gc;
 if (!gc || !(warmUp >= 0) || !(count > 0)) throw new Error('usage: see the top of this file');
 
@@ -132,6 +136,10 @@ const incoming = (peer: number): IncomingMessage[] => [
 const incoming4 = [...incoming(0), ...incoming(1)];
 const incoming6 = incoming(2);
 
+/** Forgets what has been captured: for the reader, which need not do without objects. */
+const ring = captures ? new CaptureRing(memory, layout) : undefined;
+if (captures) beginCapture(memory);
+
 /** Half of `packets` each way at least. */
 function run(packets: number): void {
   const half = packets / 2;
@@ -147,6 +155,7 @@ function run(packets: number): void {
     now = (now + 1) | 0;
     // A turn brings more in than it takes out: let outbound catch up.
     engine.turn(now, into > out ? READY_DEVICE : READY_ALL);
+    ring?.start();
   }
 }
 
@@ -163,6 +172,7 @@ console.log(
     passed,
     out: device.pulled,
     in: sockets[0].received + sockets[1].received,
+    captured: memory.i32[(layout.capture >> 2) + RING_HEAD] > 0,
     balanced: sums.in + sums.made === sums.sent + sums.consumed + sums.dropped,
   }),
 );

@@ -2,10 +2,12 @@
  * A process of its own for dataplane/l2-no-garbage.test.ts, as no-garbage-child.ts is for layer 3: frames through a switch in
  * memory between two calls of gc(). It learns, ages, floods, answers ARP and ND, merges, and tells a second worker.
  *
- *   node --trace-gc --expose-gc no-garbage-l2-child.js <frames to warm up> <frames> [allocate]
+ *   node --trace-gc --expose-gc no-garbage-l2-child.js <frames to warm up> <frames> [allocate|capture]
  *
- * `allocate`: one object for every frame read from a device, to show that the test would see it.
+ * `allocate`: one object for every frame read from a device, to show that the test would see it. `capture`: everything is
+ * captured meanwhile.
  */
+import { CaptureRing, RING_HEAD } from '../../src/dataplane/capture-ring.js';
 import { conservation } from '../../src/dataplane/counters.js';
 import { READY_ALL, readyDevice } from '../../src/dataplane/engine.js';
 import type { Device } from '../../src/io/device.js';
@@ -32,9 +34,11 @@ import {
 } from './frames.js';
 import { ACK, address, PSH, pattern, tcp, udp } from './packets.js';
 import { makeSwitch, our4, our6, ourMac, PORT, setOwnMacs, their4, their6, theirMac, VNIS } from './rig-l2.js';
+import { beginCapture } from './tapped.js';
 
 const [warmUp, count] = process.argv.slice(2, 4).map(Number);
 const allocate = process.argv[4] === 'allocate';
+const captures = process.argv[4] === 'capture';
 const gc = (globalThis as { gc?: () => void }).gc;
 if (!gc || !(warmUp >= 0) || !(count > 0)) throw new Error('usage: see the top of this file');
 
@@ -172,6 +176,10 @@ const received = (): number => rig.sockets[0].received + rig.sockets[1].received
 
 let turns = 0;
 
+/** Forgets what has been captured: for the reader, which need not do without objects. */
+const ring = captures ? new CaptureRing(rig.memory, rig.layout) : undefined;
+if (captures) beginCapture(rig.memory);
+
 /** Half of `frames` each way at least. */
 function run(frames: number): void {
   const half = frames / 2;
@@ -187,6 +195,7 @@ function run(frames: number): void {
     rig.now = (rig.now + (++turns % 256 === 0 ? 1000 : 1)) | 0;
     // A turn brings more in than it takes out: let outbound catch up.
     rig.engine.turn(rig.now, into > out ? DEVICES : READY_ALL);
+    ring?.start();
     other.engine.turn(rig.now, 0);
   }
 }
@@ -203,6 +212,7 @@ console.log(
     passed: pulled() + received() - base,
     out: pulled(),
     in: received(),
+    captured: rig.memory.i32[(rig.layout.capture >> 2) + RING_HEAD] > 0,
     balanced: sums.in + sums.made === sums.sent + sums.consumed + sums.dropped,
   }),
 );

@@ -38,6 +38,7 @@ import { socketAddress } from '../../src/io/socket-address.js';
 import { decodeVxlan, frame, mac, vxlan } from './frames.js';
 import { address, message, pattern, udp } from './packets.js';
 import { auditSizes } from './sizes.js';
+import { beginCapture, Tapped } from './tapped.js';
 
 export const VNIS = [42, 43] as const;
 export const PORT = 4789;
@@ -108,6 +109,8 @@ export interface SwitchOptions {
   readonly wrapSocket?: (socket: MemorySocket, underlay: number, sender: number) => Socket;
   /** Keep what was sent and pushed (default). Off where millions of frames go through. */
   readonly keep?: boolean;
+  /** A capture of everything runs, and `audit` checks it too. */
+  readonly tapped?: boolean;
 }
 
 /** A datagram as it left, and by which socket. */
@@ -209,6 +212,7 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
     ...options.settings,
   };
   const rigs: SwitchRig[] = [];
+  const session = options.tapped ? beginCapture(memory) : 0;
 
   const attach = (worker: number, l2: Partial<SwitchSettings> = {}): SwitchRig => {
     const layout = memory.layout.workers[worker];
@@ -236,20 +240,20 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
         });
       });
     }
-    const wrap = (socket: MemorySocket, underlay: number, sender: number): Socket =>
-      new CheckedSocket(
-        options.wrapSocket?.(socket, underlay, sender) ?? socket,
-        memory,
-        layout,
-        sendIndex(memory.options, underlay, Math.max(sender, 0)),
-      );
+    const tapped = options.tapped ? new Tapped(memory, layout, session) : undefined;
+    const wrap = (socket: MemorySocket, underlay: number, sender: number): Socket => {
+      const index = sendIndex(memory.options, underlay, Math.max(sender, 0));
+      const wrapped = options.wrapSocket?.(socket, underlay, sender) ?? socket;
+      return new CheckedSocket(tapped?.socket(wrapped, index, underlay) ?? wrapped, memory, layout, index);
+    };
     const engine = new Engine(
       memory,
       worker,
       {
-        devices: devices.map(
-          (device, network) => new CheckedDevice(options.wrapDevice?.(device, network) ?? device, layout),
-        ),
+        devices: devices.map((device, network) => {
+          const wrapped = options.wrapDevice?.(device, network) ?? device;
+          return new CheckedDevice(tapped?.device(wrapped, network) ?? wrapped, layout);
+        }),
         sockets: sockets.map((socket, underlay) => wrap(socket, underlay, -1)),
         senders: [
           pools[0].map((socket, sender) => wrap(socket, 0, sender)),
@@ -350,6 +354,7 @@ export async function makeSwitch(options: SwitchOptions = {}): Promise<SwitchRig
         for (const [what, mine, theirs] of books) {
           if (mine !== theirs) throw new Error(`${what}: the engine counted ${mine}, the in-memory end ${theirs}`);
         }
+        tapped?.check();
         const { macs, neighbours, byPeer } = rig.learned();
         const told = readGauges(memory, worker);
         if (told.macs !== macs || told.neighbours !== neighbours) {

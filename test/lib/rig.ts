@@ -23,6 +23,7 @@ import { ALL_OFFLOADS } from '../../src/io/offloads.js';
 import { socketAddress } from '../../src/io/socket-address.js';
 import { address, prefix } from './packets.js';
 import { auditSizes } from './sizes.js';
+import { beginCapture, Tapped } from './tapped.js';
 
 export interface PeerOptions {
   /** Underlay address; default 192.168.77.(i+2). */
@@ -45,6 +46,8 @@ export interface RigOptions {
   readonly memory?: { readonly peers?: number; readonly routeNodes?: number };
   /** Keep what was sent and pushed (default). Off where millions of packets go through. */
   readonly keep?: boolean;
+  /** A capture of everything runs, and `audit` checks it too. */
+  readonly tapped?: boolean;
 }
 
 export interface Rig {
@@ -127,16 +130,18 @@ export async function makeRig(options: RigOptions = {}): Promise<Rig> {
     address6: address(DEVICE_6),
     ...options.settings,
   };
+  const tapped = options.tapped ? new Tapped(memory, layout, beginCapture(memory)) : undefined;
+  const watched = options.wrapDevice?.(device) ?? device;
   const engine = new Engine(
     memory,
     0,
     {
-      devices: [new CheckedDevice(options.wrapDevice?.(device) ?? device, layout)],
-      sockets: sockets.map((socket, i) =>
-        options.underlays?.[i] === false
-          ? undefined
-          : new CheckedSocket(options.wrapSocket?.(socket, i) ?? socket, memory, layout, i),
-      ),
+      devices: [new CheckedDevice(tapped?.device(watched, 0) ?? watched, layout)],
+      sockets: sockets.map((socket, i) => {
+        if (options.underlays?.[i] === false) return undefined;
+        const wrapped = options.wrapSocket?.(socket, i) ?? socket;
+        return new CheckedSocket(tapped?.socket(wrapped, i, i) ?? wrapped, memory, layout, i);
+      }),
     },
     settings,
   );
@@ -211,6 +216,7 @@ export async function makeRig(options: RigOptions = {}): Promise<Rig> {
       for (const [what, mine, theirs] of books) {
         if (mine !== theirs) throw new Error(`${what}: the engine counted ${mine}, the in-memory end ${theirs}`);
       }
+      tapped?.check();
     },
   };
   return rig;
