@@ -91,8 +91,8 @@ const NEIGHBOURS: Kind<NeighbourEntry> = {
   }),
 };
 
-/** An IPv4-mapped address is an IPv4 one: none other may be on a wire (RFC 4291 2.5.5.2). */
-function addressOf(entry: Int32Array): Uint8Array {
+/** Of a neighbour's entry. An IPv4-mapped address is an IPv4 one: none other may be on a wire (RFC 4291 2.5.5.2). */
+export function addressOf(entry: Int32Array): Uint8Array {
   const bytes = new Uint8Array(entry.slice(1, 5).buffer);
   return entry[1] === 0 && entry[2] === 0 && entry[3] === MAPPED ? bytes.slice(12) : bytes;
 }

@@ -17,6 +17,9 @@ const GAP_BEFORE = 3;
 /** Entries in use. */
 const MACS_USED = 4;
 const NEIGHBOURS_USED = 5;
+/** What its tables hash with, for whoever looks something up in them from outside. */
+const MACS_SECRET = 6;
+const NEIGHBOURS_SECRET = 7;
 
 /** Milliseconds: the longest gap told is that of the last one to two of these, whoever asks however often. */
 export const GAP_WINDOW = 30_000;
@@ -66,6 +69,10 @@ export class WorkerTimes {
 export const macsUsedAt = (layout: WorkerLayout): number => (layout.gauges >> 3) + MACS_USED;
 /** The same for neighbours. */
 export const neighboursUsedAt = (layout: WorkerLayout): number => (layout.gauges >> 3) + NEIGHBOURS_USED;
+
+/** Where it says what its MACs are hashed with, and its neighbours. */
+export const macsSecretAt = (layout: WorkerLayout): number => (layout.gauges >> 3) + MACS_SECRET;
+export const neighboursSecretAt = (layout: WorkerLayout): number => (layout.gauges >> 3) + NEIGHBOURS_SECRET;
 
 export interface WorkerGauges {
   /** Seconds since the start. */

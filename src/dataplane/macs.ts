@@ -14,9 +14,16 @@
  * away. Moves are followed at once; one MAC at two places (a loop, or a duplicate) would move for ever, so after more
  * than MOST_MOVES in MOVES_WINDOW it stays where it is for as long (as RFC 7432 15.1 does with a timer and a count).
  */
-import { type EngineMemory, MAC_BYTES, PEER_BYTES, type TableLayout } from '../io/memory.js';
+import {
+  type EngineMemory,
+  MAC_BYTES,
+  PEER_BYTES,
+  type TableLayout,
+  type WorkerLayout,
+  workerLayout,
+} from '../io/memory.js';
 import { MACS_AGED, MACS_FULL, MACS_HELD, MACS_LEARNED, MACS_MOVED, MACS_OVER_LIMIT } from './counters.js';
-import { macsUsedAt } from './gauges.js';
+import { macsSecretAt, macsUsedAt } from './gauges.js';
 import { PEER_GENERATION, type PeerRef } from './peers.js';
 import type { Rings } from './rings.js';
 
@@ -209,6 +216,51 @@ export class PeerShares {
   remove(ref: PeerRef): void {
     if (ref > 0 && this.#owners[ref & 0xffff] === ref) this.#counts[ref & 0xffff]--;
   }
+
+  set(ref: PeerRef, count: number): void {
+    if (ref <= 0) return;
+    this.#owners[ref & 0xffff] = ref;
+    this.#counts[ref & 0xffff] = count;
+  }
+}
+
+/** Words of an entry and its details, as `copyMac` gives them. */
+export const MAC_COPY = 2 * ENTRY;
+
+/**
+ * Copies to `entry` (MAC_COPY words) what a worker has learned of a MAC (`key`: high | network << 16); false: nothing. For other
+ * threads than that worker's: it may be missed while the worker moves it, but what is copied is of that MAC.
+ */
+export function copyMac(
+  { i32, f64 }: Pick<EngineMemory, 'i32' | 'f64'>,
+  layout: WorkerLayout,
+  low: number,
+  key: number,
+  entry: Int32Array,
+): boolean {
+  const mask = layout.macSlots - 1;
+  const table = layout.macs >> 2;
+  const details = (layout.macDetails >> 2) - table;
+  let slot = hashMac(low, key, f64[macsSecretAt(layout)]) & mask;
+  for (let tried = 0; tried <= mask; tried++, slot = (slot + 1) & mask) {
+    const at = table + slot * ENTRY;
+    if (i32[at + MAC_REF] === 0) return false;
+    if (i32[at + MAC_LOW] !== low || i32[at + MAC_KEY] !== key) continue;
+    for (let word = 0; word < ENTRY; word++) {
+      entry[word] = i32[at + word];
+      entry[ENTRY + word] = i32[at + details + word];
+    }
+    return entry[MAC_LOW] === low && entry[MAC_KEY] === key && entry[MAC_REF] !== 0;
+  }
+  return false;
+}
+
+/** How many MACs a worker has learned from a peer. For other threads: about. Reads the whole table. */
+export function countMacsOf({ i32 }: Pick<EngineMemory, 'i32'>, layout: WorkerLayout, ref: PeerRef): number {
+  let count = 0;
+  const from = layout.macs >> 2;
+  for (let at = from; at < from + layout.macSlots * ENTRY; at += ENTRY) if (i32[at + MAC_REF] === ref) count++;
+  return count;
 }
 
 /** What one worker has learned, from frames or from other workers. Only that worker may call it. */
@@ -242,13 +294,14 @@ export class LearnedMacs {
     settings: { readonly age: number; readonly perPeer: number },
     rings: Rings | undefined,
   ) {
-    const { macSlots, workers } = memory.layout;
+    const layout = workerLayout(memory.layout, worker);
+    const { macSlots } = layout;
     if (macSlots === 0) throw new RangeError('no room for MACs: the memory was made without any (options.macs)');
     this.#i32 = memory.i32;
     this.#f64 = memory.f64;
-    this.#counters = workers[worker].counters >> 3;
-    this.#table = workers[worker].macs >> 2;
-    this.#details = (workers[worker].macDetails >> 2) - this.#table;
+    this.#counters = layout.counters >> 3;
+    this.#table = layout.macs >> 2;
+    this.#details = (layout.macDetails >> 2) - this.#table;
     this.#mask = macSlots - 1;
     this.#age = settings.age;
     this.#most = memory.options.macs ?? 0;
@@ -256,12 +309,32 @@ export class LearnedMacs {
     this.#rings = rings;
     this.#announceAfter = Math.floor(settings.age / 3);
     this.#pace = Math.ceil(macSlots / SWEEP_TIME);
-    this.#usedAt = macsUsedAt(workers[worker]);
-    this.#f64[this.#usedAt] = 0;
+    this.#usedAt = macsUsedAt(layout);
+    this.restart(0);
+    this.#f64[macsSecretAt(layout)] = this.#secret;
+  }
+
+  /** Empties the table, which counts as one of `used` entries then: more than 0 only where it stands for another (dry.ts). */
+  protected restart(used: number): void {
+    this.#used = used;
+    this.#f64[this.#usedAt] = used;
     // Only what is used is cleared: pages that were never touched cost nothing, and that stays so.
-    for (let at = this.#table; at < this.#table + macSlots * ENTRY; at += ENTRY) {
+    for (let at = this.#table; at <= this.#table + this.#mask * ENTRY; at += ENTRY) {
       if (this.#i32[at + MAC_REF] !== 0) clear(this.#i32, at, this.#details);
     }
+  }
+
+  /** Takes over an entry of another table that is not in this one: its words, then its details. It is not counted as used. */
+  protected adopt(entry: Int32Array): void {
+    const at = probe(this.#i32, this.#table, this.#mask, this.#secret, entry[MAC_LOW], entry[MAC_KEY]);
+    if (this.#i32[at + MAC_REF] !== 0) return;
+    this.#i32.set(entry.subarray(0, ENTRY), at);
+    this.#i32.set(entry.subarray(ENTRY), at + this.#details);
+  }
+
+  /** Says how many entries a peer has elsewhere. */
+  protected setShare(ref: PeerRef, count: number): void {
+    this.#shares.set(ref, count);
   }
 
   /** Entries in the table, aged ones that were not swept yet among them. */

@@ -8,9 +8,16 @@
  * unknown), then, learned ones only: when last taught, when learned, when other workers were last told.
  * Times are milliseconds that wrap at 32 bits: only differences mean anything.
  */
-import { type EngineMemory, MAX_NETWORKS, NEIGHBOUR_BYTES, type TableLayout } from '../io/memory.js';
+import {
+  type EngineMemory,
+  MAX_NETWORKS,
+  NEIGHBOUR_BYTES,
+  type TableLayout,
+  type WorkerLayout,
+  workerLayout,
+} from '../io/memory.js';
 import { NEIGHBOURS_AGED, NEIGHBOURS_FULL, NEIGHBOURS_LEARNED } from './counters.js';
-import { neighboursUsedAt } from './gauges.js';
+import { neighboursSecretAt, neighboursUsedAt } from './gauges.js';
 import { PeerShares, randomSecret, sweepStep } from './macs.js';
 import type { PeerRef } from './peers.js';
 import type { Rings } from './rings.js';
@@ -195,14 +202,15 @@ export class LearnedNeighbours {
     settings: { readonly age: number; readonly perPeer: number },
     rings: Rings | undefined,
   ) {
-    const { neighbourSlots, workers } = memory.layout;
+    const layout = workerLayout(memory.layout, worker);
+    const { neighbourSlots } = layout;
     if (neighbourSlots === 0) {
       throw new RangeError('no room for neighbours: the memory was made without any (options.neighbours)');
     }
     this.#i32 = memory.i32;
     this.#f64 = memory.f64;
-    this.#counters = workers[worker].counters >> 3;
-    this.#table = workers[worker].neighbours >> 2;
+    this.#counters = layout.counters >> 3;
+    this.#table = layout.neighbours >> 2;
     this.#mask = neighbourSlots - 1;
     this.#age = settings.age;
     this.#most = memory.options.neighbours ?? 0;
@@ -210,11 +218,37 @@ export class LearnedNeighbours {
     this.#rings = rings;
     this.#announceAfter = rings ? Math.floor(settings.age / 3) : NEVER;
     this.#pace = Math.ceil(neighbourSlots / SWEEP_TIME);
-    this.#usedAt = neighboursUsedAt(workers[worker]);
-    this.#f64[this.#usedAt] = 0;
-    for (let at = this.#table; at < this.#table + neighbourSlots * ENTRY; at += ENTRY) {
+    this.#usedAt = neighboursUsedAt(layout);
+    this.restart(0);
+    this.#f64[neighboursSecretAt(layout)] = this.#secret;
+  }
+
+  /** As in macs.ts, and so are the two below. */
+  protected restart(used: number): void {
+    this.#used = used;
+    this.#f64[this.#usedAt] = used;
+    for (let at = this.#table; at <= this.#table + this.#mask * ENTRY; at += ENTRY) {
       if (this.#i32[at] !== 0) this.#i32.fill(0, at, at + ENTRY);
     }
+  }
+
+  protected adopt(entry: Int32Array): void {
+    const at = probe(
+      this.#i32,
+      this.#table,
+      this.#mask,
+      this.#secret,
+      entry[1],
+      entry[2],
+      entry[3],
+      entry[4],
+      entry[NEIGHBOUR_NETWORK],
+    );
+    if (this.#i32[at] === 0) this.#i32.set(entry, at);
+  }
+
+  protected setShare(ref: PeerRef, count: number): void {
+    this.#shares.set(ref, count);
   }
 
   /** Entries in the table, aged ones that were not swept yet among them. */
@@ -361,4 +395,47 @@ export class LearnedNeighbours {
     const told = this.#rings === undefined || this.#rings.sendNeighbour(at);
     this.#i32[at + ANNOUNCED] = told ? now : (now - this.#announceAfter - 1) | 0;
   }
+}
+
+/** Words of an entry, as `copyNeighbour` gives them. */
+export const NEIGHBOUR_COPY = ENTRY;
+
+/** Copies to `entry` (NEIGHBOUR_COPY words) what a worker has learned of an address; false: nothing. As copyMac. */
+export function copyNeighbour(
+  { i32, f64 }: Pick<EngineMemory, 'i32' | 'f64'>,
+  layout: WorkerLayout,
+  w0: number,
+  w1: number,
+  w2: number,
+  w3: number,
+  network: number,
+  entry: Int32Array,
+): boolean {
+  const mask = layout.neighbourSlots - 1;
+  const table = layout.neighbours >> 2;
+  const same = (words: Int32Array, at: number): boolean =>
+    words[at + 1] === w0 &&
+    words[at + 2] === w1 &&
+    words[at + 3] === w2 &&
+    words[at + 4] === w3 &&
+    words[at + NEIGHBOUR_NETWORK] === network;
+  let slot = hashNeighbour(w0, w1, w2, w3, network, f64[neighboursSecretAt(layout)]) & mask;
+  for (let tried = 0; tried <= mask; tried++, slot = (slot + 1) & mask) {
+    const at = table + slot * ENTRY;
+    if (i32[at] === 0) return false;
+    if (!same(i32, at)) continue;
+    for (let word = 0; word < ENTRY; word++) entry[word] = i32[at + word];
+    return entry[0] !== 0 && same(entry, 0);
+  }
+  return false;
+}
+
+/** How many neighbours a worker was taught by a peer. For other threads: about. Reads the whole table. */
+export function countNeighboursOf({ i32 }: Pick<EngineMemory, 'i32'>, layout: WorkerLayout, ref: PeerRef): number {
+  let count = 0;
+  const from = layout.neighbours >> 2;
+  for (let at = from; at < from + layout.neighbourSlots * ENTRY; at += ENTRY) {
+    if (i32[at] !== 0 && i32[at + NEIGHBOUR_REF] === ref) count++;
+  }
+  return count;
 }

@@ -10,7 +10,7 @@
  */
 import type { Device } from '../io/device.js';
 import type { Kernels } from '../io/kernels.js';
-import { type EngineMemory, NETWORK_BYTES, type TableLayout, type WorkerLayout } from '../io/memory.js';
+import { type EngineMemory, NETWORK_BYTES, type TableLayout, workerLayout } from '../io/memory.js';
 import * as ethernet from '../packet/ethernet.js';
 import * as ip from '../packet/ip.js';
 import * as count from './counters.js';
@@ -23,6 +23,13 @@ import { ANSWERED, DROP, NeighbourProxy } from './proxy.js';
 import { Rings } from './rings.js';
 import type { SwitchSettings } from './settings.js';
 import type { SharedWords } from './shared.js';
+import type { Tap } from './tap.js';
+
+/** What has been learned. */
+export interface Learned {
+  readonly macs: LearnedMacs;
+  readonly neighbours: LearnedNeighbours;
+}
 
 export class Switching implements Layer {
   l2 = 0;
@@ -52,6 +59,7 @@ export class Switching implements Layer {
   #statics = 0;
   #table: TableLayout;
 
+  /** `learned`: instead of tables of its own, and nobody is told. */
   constructor(
     memory: EngineMemory,
     worker: number,
@@ -60,8 +68,10 @@ export class Switching implements Layer {
     shared: SharedWords,
     view: DataView,
     settings: SwitchSettings,
+    tap: Tap,
+    learned?: Learned,
   ) {
-    const layout: WorkerLayout = memory.layout.workers[worker];
+    const layout = workerLayout(memory.layout, worker);
     const limits = { age: settings.age, perPeer: settings.macsPerPeer };
     this.#memory = memory;
     this.#table = memory.layout.tables[0];
@@ -74,12 +84,15 @@ export class Switching implements Layer {
     this.#floodUnknown = settings.floods && settings.floodUnknown;
     this.#devices = devices;
     this.#shared = shared;
-    if (settings.learning) {
+    if (learned !== undefined) {
+      this.#macs = learned.macs;
+      this.#neighbours = learned.neighbours;
+    } else if (settings.learning) {
       this.#rings = memory.options.workers > 1 ? new Rings(memory, worker) : undefined;
       this.#macs = new LearnedMacs(memory, worker, limits, this.#rings);
       this.#neighbours = new LearnedNeighbours(memory, worker, limits, this.#rings);
     }
-    this.#proxy = new NeighbourProxy(memory, layout, kernels, view, this.#neighbours, this.#macs);
+    this.#proxy = new NeighbourProxy(memory, layout, kernels, view, this.#neighbours, this.#macs, tap);
     this.#staticMask = memory.layout.staticSlots - 1;
     this.#storm = new Float64Array(settings.networks.length).fill(settings.stormLimit * 1000);
   }

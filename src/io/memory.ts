@@ -131,7 +131,15 @@ export interface WorkerLayout {
   readonly histograms: number;
   /** GAUGES values (f64): see dataplane/gauges.ts. */
   readonly gauges: number;
+  /** CAPTURE_BYTES: packets that somebody watches (dataplane/tap.ts); never touched, and so no memory, until somebody does. */
+  readonly capture: number;
+  /** Slots of its hashes of learned MACs and neighbours, powers of two; 0 in layer 3. */
+  readonly macSlots: number;
+  readonly neighbourSlots: number;
 }
+
+/** Instead of a worker's index: the engine that forwards nothing (dataplane/dry.ts), whose regions are `Layout.dry`. */
+export const DRY = -1;
 
 /** One version of the tables. */
 export interface TableLayout {
@@ -161,7 +169,14 @@ export interface Layout {
   readonly staticSlots: number;
   /** NETWORK_BYTES for each network; see dataplane/networks.ts. */
   readonly networks: number;
+  /** CAPTURE_FILTER_BYTES: what is to be captured, written by control before it turns capture on; see dataplane/tap.ts. */
+  readonly captureFilter: number;
   readonly workers: readonly WorkerLayout[];
+  /**
+   * Of the engine that forwards nothing and tells what would become of a packet: no worker's, in no sum. It has no rings and no
+   * capture, and its tables are small. Never touched, and so no memory, until somebody asks.
+   */
+  readonly dry: WorkerLayout;
   readonly guards: readonly number[];
   readonly bytes: number;
 }
@@ -185,8 +200,14 @@ export const MAC_BYTES = 16;
 export const NEIGHBOUR_BYTES = 64;
 /** Bytes of a ring between two workers; see dataplane/rings.ts. */
 export const RING_BYTES = 64 + 1024 * 64;
+/** Bytes of one worker's capture ring: some thousand packets of full length. */
+export const CAPTURE_BYTES = 8 << 20;
+/** Bytes in which control says what is to be captured. */
+export const CAPTURE_FILTER_BYTES = 4096;
 /** Bytes that control tells workers of one network. */
 export const NETWORK_BYTES = 64;
+/** Slots of the learned tables of `Layout.dry`: for what one packet asks for. */
+export const DRY_SLOTS = 64;
 const SCRATCH_BYTES = 2 * SCRATCH_HALF;
 const UNDERLAYS = 2;
 
@@ -196,6 +217,10 @@ export const sendIndex = ({ senders = 1 }: MemoryOptions, underlay: number, send
 
 /** Slots of an open-addressed hash for `most` entries, at most half full. */
 const slotsFor = (most: number): number => (most === 0 ? 0 : 1 << Math.ceil(Math.log2(most * 2)));
+
+/** The regions of a worker, or of DRY. */
+export const workerLayout = ({ workers, dry }: Layout, worker: number): WorkerLayout =>
+  worker === DRY ? dry : workers[worker];
 
 export function layoutFor(options: MemoryOptions): Layout {
   let next = 1024; // nothing lives at the first addresses, so a zero offset is always a bug
@@ -214,6 +239,7 @@ export function layoutFor(options: MemoryOptions): Layout {
   const staticSlots = slotsFor(statics);
   const words = take(SHARED_WORDS * 4);
   const networks = take(options.networks * NETWORK_BYTES);
+  const captureFilter = take(CAPTURE_FILTER_BYTES);
   const peers = take(options.peers * PEER_BYTES);
   const table = (): TableLayout => ({
     roots4: take(options.networks * 65536 * 4),
@@ -225,14 +251,22 @@ export function layoutFor(options: MemoryOptions): Layout {
     floods: take(options.networks * (options.peers + 1) * 4),
   });
   const tables: [TableLayout, TableLayout] = [table(), table()];
-  const workers = Array.from({ length: options.workers }, (): WorkerLayout => {
+  const strided = (count: number, stride: number): number => {
+    const at = take(count * stride - GUARD_BYTES - HEADROOM, HEADROOM);
+    for (let i = 1; i < count; i++) guards.push(at + i * stride - HEADROOM - GUARD_BYTES);
+    return at;
+  };
+  const sendArrays = () => ({
+    messages: take(SEND_MESSAGES * SIZEOF_MMSGHDR),
+    iovecs: take(SEND_MESSAGES * SEND_PIECES * SIZEOF_IOVEC),
+    controls: take(SEND_MESSAGES * SEND_CONTROL),
+    names: take(SEND_MESSAGES * SIZEOF_SOCKADDR),
+  });
+  const worker = (dry: boolean): WorkerLayout => {
     const receiveStride = RECEIVE_ROOM + HEADROOM + GUARD_BYTES;
     const mergeStride = MAX_FRAME + HEADROOM + GUARD_BYTES;
-    const strided = (count: number, stride: number): number => {
-      const at = take(count * stride - GUARD_BYTES - HEADROOM, HEADROOM);
-      for (let i = 1; i < count; i++) guards.push(at + i * stride - HEADROOM - GUARD_BYTES);
-      return at;
-    };
+    const ownMacSlots = dry ? Math.min(macSlots, DRY_SLOTS) : macSlots;
+    const ownNeighbourSlots = dry ? Math.min(neighbourSlots, DRY_SLOTS) : neighbourSlots;
     return {
       counters: take(COUNTERS * 8),
       peerCounters: take(options.peers * PEER_COUNTERS * 8),
@@ -240,12 +274,11 @@ export function layoutFor(options: MemoryOptions): Layout {
       pullIov: take(2 * SIZEOF_IOVEC),
       pushIov: take(SIZEOF_IOVEC),
       arena: take(ARENA_BYTES, HEADROOM),
-      send: Array.from({ length: UNDERLAYS * senders }, () => ({
-        messages: take(SEND_MESSAGES * SIZEOF_MMSGHDR),
-        iovecs: take(SEND_MESSAGES * SEND_PIECES * SIZEOF_IOVEC),
-        controls: take(SEND_MESSAGES * SEND_CONTROL),
-        names: take(SEND_MESSAGES * SIZEOF_SOCKADDR),
-      })),
+      // Of one packet at a time, which only one sender of an underlay gets, all senders can have the same.
+      send: Array.from({ length: UNDERLAYS }, () => {
+        const all = Array.from({ length: dry ? 1 : senders }, sendArrays);
+        return Array.from({ length: senders }, (_, sender) => all[sender % all.length]);
+      }).flat(),
       receive: {
         messages: take(RECEIVE_MESSAGES * SIZEOF_MMSGHDR),
         iovecs: take(RECEIVE_MESSAGES * SIZEOF_IOVEC),
@@ -261,14 +294,19 @@ export function layoutFor(options: MemoryOptions): Layout {
       pollfds: take(8 * (1 + MAX_NETWORKS + UNDERLAYS * (1 + MAX_SENDERS))),
       timespec: take(16),
       kernelOut: take(64),
-      macs: take(macSlots * MAC_BYTES),
-      macDetails: take(macSlots * MAC_BYTES),
-      neighbours: take(neighbourSlots * NEIGHBOUR_BYTES),
-      rings: Array.from({ length: options.workers }, () => take(options.workers > 1 ? RING_BYTES : 0)),
+      macs: take(ownMacSlots * MAC_BYTES),
+      macDetails: take(ownMacSlots * MAC_BYTES),
+      neighbours: take(ownNeighbourSlots * NEIGHBOUR_BYTES),
+      rings: Array.from({ length: dry ? 0 : options.workers }, () => take(options.workers > 1 ? RING_BYTES : 0)),
       histograms: take(HISTOGRAMS * HISTOGRAM_SLOTS * 8),
       gauges: take(GAUGES * 8),
+      capture: take(dry ? 0 : CAPTURE_BYTES),
+      macSlots: ownMacSlots,
+      neighbourSlots: ownNeighbourSlots,
     };
-  });
+  };
+  const workers = Array.from({ length: options.workers }, () => worker(false));
+  const dry = worker(true);
   return {
     words,
     peers,
@@ -278,7 +316,9 @@ export function layoutFor(options: MemoryOptions): Layout {
     neighbourSlots,
     staticSlots,
     networks,
+    captureFilter,
     workers,
+    dry,
     guards,
     bytes: next,
   };

@@ -40,15 +40,16 @@ t.test('layout: regions lie apart, aligned, each followed by a guard', async (t)
     const layout = layoutFor(options);
     t.same(layoutFor(options), layout, 'a pure function of the options');
     t.ok(layout.bytes < 2 ** 31, `${layout.bytes} bytes`);
-    const starts: number[] = [layout.words, layout.networks, layout.peers];
+    const starts: number[] = [layout.words, layout.networks, layout.captureFilter, layout.peers];
     for (const table of layout.tables) {
       starts.push(table.roots4, table.roots6, table.nodes, table.addresses);
       starts.push(table.staticMacs, table.staticNeighbours, table.floods);
     }
-    for (const worker of layout.workers) {
-      const { send, receive } = worker;
+    for (const worker of [...layout.workers, layout.dry]) {
+      const { receive } = worker;
+      const send = new Set(worker.send); // all senders of the dry engine have the same
       starts.push(worker.macs, worker.macDetails, worker.neighbours, ...worker.rings);
-      starts.push(worker.histograms, worker.gauges);
+      starts.push(worker.histograms, worker.gauges, worker.capture);
       starts.push(worker.counters, worker.peerCounters, worker.vnetIn, worker.pullIov, worker.pushIov, worker.arena);
       starts.push(
         worker.mergeStates,
