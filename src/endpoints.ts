@@ -8,6 +8,7 @@ import type { ControlLoop, LoopState } from './control/loop.js';
 import type { Membership } from './control/membership.js';
 import type { PathMtu } from './control/path-mtu.js';
 import { deviceDrops } from './host/device-drops.js';
+import type { Inspected } from './inspect/inspected.js';
 import { SetupError } from './io/setup-error.js';
 import { type HttpEndpoint, NOT_READY, READY, type Readiness, serveHttp } from './observe/http.js';
 import { createMetrics, type Metrics } from './observe/metrics.js';
@@ -35,6 +36,8 @@ export interface ObservedParts {
   readonly host: HostForwarding;
   readonly loop: ControlLoop;
   readonly pathMtu: PathMtu;
+  /** Whoever captures packets now. */
+  readonly captures: Pick<Inspected, 'captures'>;
 }
 
 /** Whoever scrapes without end gets a fifth of control's time; what they read is 50 ms old at most. */
@@ -66,7 +69,7 @@ export async function serveAll(
 
 function observe(
   version: string,
-  { overlay, member, mtus, dataplane, applier, host, loop, pathMtu }: ObservedParts,
+  { overlay, member, mtus, dataplane, applier, host, loop, pathMtu, captures }: ObservedParts,
 ): { readonly tables: ForwardingTables; readonly metrics: Metrics } {
   const { memory, tables } = dataplane;
   const { segments, macAge } = overlay;
@@ -90,6 +93,7 @@ function observe(
     applier,
     lease: member,
     pathMtu,
+    capturing: () => captures.captures?.running !== undefined,
   });
   return { tables: forwarding, metrics };
 }

@@ -3,18 +3,12 @@
  * /readyz alone. Whoever can reach them may be hostile, so all is bounded: connections, header bytes, time to send a request, time
  * to keep a connection; and only GET is answered (of /healthz and /readyz HEAD too, which some probes send).
  */
-import { createServer, type Server, type ServerResponse } from 'node:http';
-import type { Socket } from 'node:net';
+import type { Server, ServerResponse } from 'node:http';
 import { SetupError } from '../io/setup-error.js';
+import { boundedServer, closeServer } from './bounded-server.js';
 
-/** One more, and the oldest is closed: those who hold connections keep nobody out. */
-const MOST_CONNECTIONS = 64;
-/** Of them, those that have asked for something and not taken it yet. */
-const MOST_ASKED = 48;
-const MOST_HEADER_BYTES = 8192;
+const BOUNDS = { connections: 64, asked: 48, headerBytes: 8192 };
 const TIMEOUT = 5000;
-/** How many timeouts a client has to take its answer: large tables take a while over a slow line. */
-const ANSWER_TIMEOUTS = 4;
 const JSON_TYPE = 'application/json';
 
 /** What both kinds of endpoint need. */
@@ -62,81 +56,16 @@ export interface HttpEndpoint {
 /** Starts to listen. Rejects with a SetupError when it cannot. */
 export function serveHttp(options: HttpOptions): Promise<HttpEndpoint> {
   const { host, port, timeout = TIMEOUT } = options;
-  const connections = new Connections();
-  const server = createServer(
-    {
-      maxHeaderSize: MOST_HEADER_BYTES,
-      headersTimeout: timeout,
-      requestTimeout: timeout,
-      keepAliveTimeout: timeout,
-      connectionsCheckingInterval: Math.min(1000, timeout),
-    },
-    (request, response) => {
-      // One at a time: what is asked before the last answer has gone out would pile up in memory.
-      const { socket } = request;
-      if (!connections.asks(socket)) {
-        socket.destroy();
-        return;
-      }
-      const patience = setTimeout(() => socket.destroy(), timeout * ANSWER_TIMEOUTS);
-      response.once('close', () => {
-        clearTimeout(patience);
-        connections.answered(socket);
-      });
-      answer(request.method ?? '', (request.url ?? '').split('?')[0], response, options).catch(() =>
-        response.destroy(),
-      );
-    },
+  const server = boundedServer({ ...BOUNDS, timeout }, (request, response) =>
+    answer(request.method ?? '', (request.url ?? '').split('?')[0], response, options),
   );
-  server.on('connection', (socket: Socket) => {
-    connections.connected(socket);
-    socket.once('close', () => connections.closed(socket));
-  });
   return new Promise((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => reject(refusal(error, options)));
     server.listen({ host, port, exclusive: true }, () => {
       server.removeAllListeners('error').on('error', () => {});
-      resolve({ port: portOf(server), close: () => close(server) });
+      resolve({ port: portOf(server), close: () => closeServer(server) });
     });
   });
-}
-
-/**
- * The open connections, oldest first: those that have asked and have no answer yet, and those that wait. A crowd that connects only
- * pushes out those that wait, and one that asks without taking the answers only those that have asked.
- */
-class Connections {
-  readonly #waiting = new Set<Socket>();
-  readonly #asked = new Set<Socket>();
-
-  connected(socket: Socket): void {
-    this.#waiting.add(socket);
-    if (this.#waiting.size + this.#asked.size > MOST_CONNECTIONS) drop(this.#waiting);
-  }
-
-  /** False: what it asked before is not answered yet. */
-  asks(socket: Socket): boolean {
-    if (this.#asked.has(socket)) return false;
-    this.#waiting.delete(socket);
-    this.#asked.add(socket);
-    if (this.#asked.size > MOST_ASKED) drop(this.#asked);
-    return true;
-  }
-
-  answered(socket: Socket): void {
-    if (this.#asked.delete(socket) && !socket.destroyed) this.#waiting.add(socket);
-  }
-
-  closed(socket: Socket): void {
-    this.#waiting.delete(socket);
-    this.#asked.delete(socket);
-  }
-}
-
-function drop(sockets: Set<Socket>): void {
-  const [oldest] = sockets;
-  sockets.delete(oldest);
-  oldest.destroy();
 }
 
 async function answer(method: string, path: string, response: ServerResponse, options: HttpOptions): Promise<void> {
@@ -184,9 +113,4 @@ function refusal(error: NodeJS.ErrnoException, { host, port, only }: HttpOptions
 function portOf(server: Server): number {
   const address = server.address();
   return typeof address === 'object' && address !== null ? address.port : 0;
-}
-
-function close(server: Server): void {
-  server.close();
-  server.closeAllConnections();
 }

@@ -65,6 +65,8 @@ export interface Observed {
   /** Seconds are undefined where there are no leases. */
   readonly lease: { secondsLeft(): number | undefined; forwards(): boolean };
   readonly pathMtu: { readonly lowered: number };
+  /** Somebody captures packets. */
+  readonly capturing: () => boolean;
 }
 
 /** The text of /metrics, made anew by each call, and its content type. */
@@ -255,10 +257,13 @@ function defineDevices({ segments, mtu, deviceDrops, workers }: Observed, define
   );
 }
 
-function defineWorkers({ memory, workers }: Observed, define: Definitions): void {
+function defineWorkers({ memory, workers, capturing }: Observed, define: Definitions): void {
   define.gauge('weft_workers_running', 'Dataplane threads that run.', () => one(workers.running));
   define.counter('weft_worker_restarts_total', 'Times a dataplane thread was started again.', () =>
     one(workers.restarts),
+  );
+  define.gauge('weft_capture_running', '1 while somebody captures packets (weft capture).', () =>
+    one(capturing() ? 1 : 0),
   );
   const byWorker = (of: (gauges: WorkerGauges) => number) => (): Sample[] =>
     memory.layout.workers.map((_, worker) => [{ worker: String(worker) }, of(readGauges(memory, worker))]);

@@ -39,7 +39,8 @@ export interface TablesSummary {
   readonly oldest: readonly number[];
 }
 
-const monotonic = (): number => Number(process.hrtime.bigint() / 1_000_000n) | 0;
+/** Milliseconds of CLOCK_MONOTONIC wrapped to 32 bits. */
+export const monotonic = (): number => Number(process.hrtime.bigint() / 1_000_000n) | 0;
 
 /** Milliseconds to seconds. */
 const seconds = (age: number): number => Math.max(0, age) / 1000;
@@ -124,7 +125,7 @@ const SLICE = 2000;
  * A table of 10^6 entries, in slices, so that no signal, no lease and no scrape waits for all of it. Slices, since to wait for each
  * entry by itself would be most of the work.
  */
-async function inSlices<T>(entries: Iterable<T>, take: (entry: T) => void): Promise<void> {
+export async function inSlices<T>(entries: Iterable<T>, take: (entry: T) => void): Promise<void> {
   let left = SLICE;
   for (const entry of entries) {
     take(entry);

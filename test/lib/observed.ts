@@ -49,6 +49,7 @@ export function makeObserved(workers: number, options: Partial<MemoryOptions> = 
     },
     applier: { carriedOut: { 'add-peer': 6, 'set-route': 0 } },
     lease: { secondsLeft: () => 41.5, forwards: () => true },
+    capturing: () => true,
     pathMtu: { lowered: 1 },
   };
   return { memory, observed, peers, state };

@@ -5,7 +5,6 @@ import { connect, type Socket } from 'node:net';
 import t from 'tap';
 import { SetupError } from '../../src/io/setup-error.js';
 import { NOT_READY as NOT_READY_TEXT, READY, serveHttp } from '../../src/observe/http.js';
-import { createLog } from '../../src/observe/log.js';
 
 const metrics = { contentType: 'text/plain; version=0.0.4', metrics: async () => 'weft_up 1\n' };
 const tables = { macs: async () => '{"macs":[],"more":0}', neighbours: async () => '{"neighbours":[],"more":0}' };
@@ -169,18 +168,4 @@ t.test('a port in use is one line', async (t) => {
     serveHttp({ host: '192.0.2.77', port: 1, metrics, tables, ready: () => NOT_READY }),
     /not an address of this host/,
   );
-});
-
-t.test('log lines', async (t) => {
-  const lines: string[] = [];
-  const log = createLog('info', { write: (line) => void lines.push(line) });
-  log.debug('hidden');
-  log.info('ready', { device: 'flannel0' });
-  log.error('failed', { reason: 'two\nlines', stack: undefined });
-  t.equal(lines.length, 2);
-  for (const line of lines) t.match(line, /^\{[^\n]*\}\n$/);
-  const [ready, failed] = lines.map((line): unknown => JSON.parse(line));
-  t.match(ready, { level: 'info', event: 'ready', device: 'flannel0', time: /^\d{4}-\d\d-\d\dT.*Z$/ });
-  t.match(lines[0], /"event":"ready"/);
-  t.match(failed, { level: 'error', event: 'failed', reason: 'two\nlines' });
 });

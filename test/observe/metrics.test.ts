@@ -215,6 +215,7 @@ t.test("control's state", async (t) => {
     'weft_offload_in_use{offload="tso4"}': 1,
     'weft_offload_in_use{offload="uso"}': 0,
     weft_workers_running: 1,
+    weft_capture_running: 1,
     weft_worker_restarts_total: 2,
     weft_registry_up: 1,
     weft_registry_updates_total: 4,
