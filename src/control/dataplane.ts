@@ -107,7 +107,13 @@ export class Dataplane {
 
   /** Workers that run now, and take turns. */
   get running(): number {
-    return this.#slots.filter((slot) => slot.worker !== undefined && !slot.stuck).length;
+    return this.#slots.filter(({ index }) => this.runs(index)).length;
+  }
+
+  /** Whether a worker runs now, and takes turns. */
+  runs(worker: number): boolean {
+    const { worker: thread, stuck } = this.#slots[worker];
+    return thread !== undefined && !stuck;
   }
 
   /** Messages that the kernel dropped because a socket's buffer was full. */

@@ -7,10 +7,16 @@ export interface Mac {
   readonly text: string;
 }
 
+/** Six bytes of a MAC address of any kind; undefined: the text is none. */
+export function macBytesOf(text: string): Uint8Array | undefined {
+  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text)) return undefined;
+  return Uint8Array.from(text.split(':'), (octet) => Number.parseInt(octet, 16));
+}
+
 /** Parses the MAC address of one station. Throws a RangeError: not a MAC address, a group address, or zero. */
 export function parseMac(text: string): Mac {
-  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text)) throw new RangeError(`"${text}" is not a MAC address`);
-  const bytes = Uint8Array.from(text.split(':'), (octet) => Number.parseInt(octet, 16));
+  const bytes = macBytesOf(text);
+  if (!bytes) throw new RangeError(`"${text}" is not a MAC address`);
   // The lowest bit of the first octet: IEEE 802, I/G.
   if (bytes[0] & 1) throw new RangeError(`"${text}" is a group address, not that of one station`);
   if (bytes.every((octet) => octet === 0)) throw new RangeError(`"${text}" is no station's address`);

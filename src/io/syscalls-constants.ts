@@ -7,6 +7,10 @@ export const AF_INET = 2;
 export const AF_INET6 = 10;
 export const SOCK_DGRAM_NONBLOCK_CLOEXEC = 2 | 0o4000 | 0o2000000;
 
+export const SOCK_RAW_NONBLOCK_CLOEXEC = 3 | 0o4000 | 0o2000000;
+export const IPPROTO_ICMP = 1;
+export const IPPROTO_ICMPV6 = 58;
+
 export const SOL_SOCKET = 1;
 export const SO_REUSEPORT = 15;
 export const SO_NO_CHECK = 11;
@@ -22,12 +26,16 @@ export const IP_MTU_DISCOVER = 10;
 export const IP_RECVTOS = 13;
 export const IP_PMTUDISC_DONT = 0;
 export const IP_PMTUDISC_DO = 2;
+/** DF, whatever the kernel has learned of the path. */
+export const IP_PMTUDISC_PROBE = 3;
 
 export const SOL_IPV6 = 41;
 export const IPV6_MTU_DISCOVER = 23;
 export const IPV6_PMTUDISC_DONT = 0;
 export const IPV6_PMTUDISC_DO = 2;
+export const IPV6_PMTUDISC_PROBE = 3;
 export const IPV6_V6ONLY = 26;
+export const IPV6_DONTFRAG = 62;
 export const IPV6_RECVTCLASS = 66;
 export const IPV6_TCLASS = 67;
 

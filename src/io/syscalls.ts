@@ -36,6 +36,9 @@ const c = {
   setsockopt: define('int setsockopt(int fd, int level, int name, uint8_t *value, unsigned int length)'),
   getsockopt: define('int getsockopt(int fd, int level, int name, uint8_t *value, uint8_t *length)'),
   sendto: define('int sendto(int fd, uint8_t *bytes, uint64_t length, int flags, uint8_t *to, unsigned int toLength)'),
+  recvfrom: define(
+    'int64_t recvfrom(int fd, uint8_t *bytes, uint64_t length, int flags, uint8_t *from, uint8_t *fromLength)',
+  ),
   ioctl: define('int ioctl(int fd, uint64_t request, uint8_t *argument)'),
   ioctlValue: define('int ioctl(int fd, uint64_t request, uint64_t argument)'),
   eventfd: define('int eventfd(unsigned int initial, int flags)'),
@@ -74,6 +77,9 @@ export const bind = (fd: number, address: Uint8Array): number => orErrno(c.bind(
 /** sendto(2) of one datagram, never blocking, to a struct sockaddr: bytes sent, or -errno. */
 export const sendto = (fd: number, bytes: Uint8Array, to: Uint8Array): number =>
   orErrno(c.sendto(fd, bytes, bytes.length, MSG_DONTWAIT, to, to.length));
+/** recvfrom(2) of one datagram, never blocking: bytes written to `bytes`, or -errno; its sender's struct sockaddr goes to `from`. */
+export const recvfrom = (fd: number, bytes: Uint8Array, from: Uint8Array): number =>
+  orErrno(c.recvfrom(fd, bytes, bytes.length, MSG_DONTWAIT, from, new Uint8Array(Uint32Array.of(from.length).buffer)));
 /** setsockopt(2) with an int value. */
 export const setsockopt = (fd: number, level: number, name: number, value: number): number =>
   orErrno(c.setsockopt(fd, level, name, new Uint8Array(Int32Array.of(value).buffer), 4));
