@@ -16,6 +16,7 @@ import { type Membership, openRegistry } from './control/membership.js';
 import { OwnMacsWatch } from './control/own-macs.js';
 import { PathMtu } from './control/path-mtu.js';
 import type { HostRouting, Self } from './control/plan.js';
+import type { Records } from './control/records.js';
 import { findUnderlay, type Underlay } from './control/underlay.js';
 import { findVteps, interfaceTexts, macOf, macsOf, removeLeftovers, setUpDevice } from './device-setup.js';
 import { Devices } from './devices.js';
@@ -27,9 +28,15 @@ import { notify } from './host/notify.js';
 import { readOwnMacs } from './host/own-macs.js';
 import { pathMtus } from './host/path-mtu.js';
 import { pathsTo } from './host/routes.js';
+import { udpPorts } from './host/socket-ports.js';
 import { readSubnetFile, writeSubnetFile } from './host/subnet-file.js';
+import { createExplain } from './inspect/explain.js';
+import type { Inspected } from './inspect/inspected.js';
+import { paced } from './inspect/pace.js';
+import { inspectedFor, noting, startControl } from './inspection.js';
 import { offloadNames } from './io/offloads.js';
 import { type Readiness, serveHttp } from './observe/http.js';
+import type { Log } from './observe/log.js';
 import { checkPublicIps, deviceNames, mtusOf, type Overlay, overlayOf, vtepAddresses } from './overlay.js';
 import { openSockets } from './sockets.js';
 
@@ -50,13 +57,15 @@ export interface Daemon {
 export async function startDaemon(
   config: Config,
   version: string,
-  log: EventLog,
+  log: Log,
   signal: AbortSignal,
   again = false,
 ): Promise<Daemon> {
   const undo: (() => void | Promise<void>)[] = [];
-  const run: Run = { config, version, log, signal, undo, again, letGo: () => {}, end: () => {} };
+  const inspected = inspectedFor(config, version, log);
+  const run: Run = { config, version, log, signal, undo, again, inspected, letGo: () => {}, end: () => {} };
   const stop = async (keepDevice = config.keepDevice): Promise<void> => {
+    inspected.stopping = true;
     // First of all: it takes no time, and holds even if the rest does not come to an end.
     run.letGo(keepDevice);
     for (let step = undo.pop(); step; step = undo.pop()) await step();
@@ -83,13 +92,16 @@ interface Run {
   readonly signal: AbortSignal;
   readonly undo: (() => void | Promise<void>)[];
   readonly again: boolean;
+  readonly inspected: Inspected;
   end: (why: End) => void;
   /** Says whether the devices stay when their descriptors are closed. */
   letGo: (keepDevice: boolean) => void;
 }
 
 async function start(run: Run): Promise<void> {
-  const { config, version, log, signal, undo } = run;
+  const { config, version, log, signal, undo, inspected } = run;
+  const control = await startControl(config, inspected);
+  undo.push(() => control?.close());
   let ready = false;
   let readiness = (): Readiness => STARTING;
   if (config.healthAddress) {
@@ -98,10 +110,12 @@ async function start(run: Run): Promise<void> {
   }
   const wish = { ...config, outside: config.registry === 'etcd' };
   let underlay = await findUnderlay(wish);
+  inspected.underlay = underlay;
   // While the registry keeps us waiting, people want to see which interface it was.
   const waiting = setTimeout(() => log.info('underlay', describedUnderlay(underlay)), WAITING_AFTER);
   undo.push(() => clearTimeout(waiting));
   let gate = (_until: number): void => {};
+  inspected.waitingFor = `the registry (${config.registry})`;
   const candidate = await openRegistry({
     wish: config,
     configWish: wishOf(config),
@@ -109,9 +123,10 @@ async function start(run: Run): Promise<void> {
     underlay,
     underlayFor: async (families) => {
       underlay = await findUnderlay({ ...wish, families });
+      inspected.underlay = underlay;
       return underlay;
     },
-    log,
+    log: noting(log, inspected),
     signal,
     gate: (until) => gate(until),
     moved: () => run.end('moved'),
@@ -178,15 +193,20 @@ async function start(run: Run): Promise<void> {
   });
   const applier = new Applier(dataplane.tables, host);
   const direct = new DirectPeers(pathsTo, log);
+  let records: Records = new Map();
   const loop = new ControlLoop({
     registry: member.registry,
     self: selfOf(overlay, underlay, member, names, direct),
     applier,
-    prepare: overlay.directRouting ? (records) => direct.learn(records) : undefined,
+    prepare: async (told) => {
+      records = told;
+      if (overlay.directRouting) await direct.learn(told);
+    },
     log,
   });
   undo.push(() => loop.stop());
   await Promise.race([loop.start(), aborted(signal)]);
+  inspected.waitingFor = undefined;
   signal.throwIfAborted();
 
   const pathMtu = new PathMtu({
@@ -197,9 +217,20 @@ async function start(run: Run): Promise<void> {
     query: (addresses) => pathMtus(addresses, (address) => sourceFor(address, underlay.addresses)),
   });
   readiness = () => readinessOf(ready && dataplane.running === workers, member.forwards(), loop.state);
-  const parts = { overlay, member, mtus, dataplane, applier, host, loop, pathMtu };
+  const parts = { overlay, member, mtus, dataplane, applier, host, loop, pathMtu, captures: inspected };
   const endpoint = await serveAll(config, version, () => readiness(), parts, log);
   undo.push(() => endpoint?.close());
+  const deviceAddresses = names.map((_, network) => addressesOf(overlay, member, network));
+  inspected.running = {
+    ...parts,
+    backend: candidate.backend?.type ?? (mode === 'l2' ? 'vxlan' : 'udp'),
+    underlay,
+    devices: names,
+    addresses: deviceAddresses,
+    records: () => records,
+    metrics: endpoint && config.metricsAddress && hostAndPort(config.metricsAddress.host, endpoint.port),
+    sourcePorts: [0, 1].map((family) => udpPorts(sockets.senders.flatMap((senders) => senders[family]))),
+  };
   signal.throwIfAborted();
 
   const openDevices = async (): Promise<readonly (readonly number[])[]> => {
@@ -213,18 +244,33 @@ async function start(run: Run): Promise<void> {
   run.letGo = (keepDevice) => devices.persist(keepDevice, !ready);
   const deviceFds = await openDevices();
   const offloads = devices.offloads & sockets.offloads;
+  const { maxSegments } = sockets;
+  const addresses = subnets.map(({ bytes }) => addressOf(bytes));
+  const settings = engineSettingsFor(overlay, { offloads, maxSegments, mtus, addresses });
   await dataplane.start({
     deviceFds,
     socketFds: sockets.receivers,
     senderFds: sockets.senders,
-    settings: engineSettingsFor(overlay, {
-      offloads,
-      maxSegments: sockets.maxSegments,
-      mtus,
-      addresses: subnets.map(({ bytes }) => addressOf(bytes)),
-    }),
+    settings,
     reopenDevices: openDevices,
   });
+  const hasSocket = (family: 0 | 1): boolean => sockets.receivers.some((receivers) => receivers[family] >= 0);
+  inspected.forwarding = {
+    granted: offloads,
+    maxSegments,
+    explain: paced(
+      createExplain({
+        memory: dataplane.memory,
+        settings,
+        underlays: [hasSocket(0), hasSocket(1)],
+        devices: names,
+        mtus,
+        addresses: deviceAddresses,
+        applier,
+        networkNamespace: inspected.options.networkNamespace,
+      }),
+    ),
+  };
   signal.throwIfAborted();
   if (candidate.backend) {
     undo.push(() => host.stop());
@@ -259,6 +305,7 @@ async function start(run: Run): Promise<void> {
     });
   }
   ready = true;
+  inspected.ready = true;
   notify('READY=1');
   log.info('ready', {
     version,
@@ -326,18 +373,21 @@ function describedUnderlay(underlay: Underlay): Record<string, unknown> {
 }
 
 /** For the ready line: the devices, or the MTU alone where there is none. */
-function devicesOf(
-  overlay: Overlay,
-  { subnets }: Membership,
-  mtus: readonly number[],
-  reused: readonly boolean[],
-): object {
-  const { mode, workers, device, segments, routing } = overlay;
+function devicesOf(overlay: Overlay, member: Membership, mtus: readonly number[], reused: readonly boolean[]): object {
+  const { mode, workers, device, segments } = overlay;
   if (workers === 0) return { mtu: mtus[0] };
-  if (mode === 'l3') return { device, mtu: mtus[0], addresses: subnets.map(({ bytes }) => textOf(bytes)) };
-  const devices = segments.map(({ vni, device: name, bridge, family, addresses }, i) => {
-    const own = interfaceTexts(routing === 'vxlan' ? vtepAddresses(family, subnets) : addresses);
-    return { vni, device: name, bridge, addresses: own, mtu: mtus[i], reused: reused[i] };
+  if (mode === 'l3') return { device, mtu: mtus[0], addresses: addressesOf(overlay, member, 0) };
+  const devices = segments.map(({ vni, device: name, bridge }, i) => {
+    return { vni, device: name, bridge, addresses: addressesOf(overlay, member, i), mtu: mtus[i], reused: reused[i] };
   });
   return { devices };
 }
+
+/** Of a network's device; with prefix lengths in layer 2. */
+function addressesOf({ mode, segments, routing }: Overlay, { subnets }: Membership, network: number): string[] {
+  if (mode === 'l3') return subnets.map(({ bytes }) => textOf(bytes));
+  const { family, addresses } = segments[network];
+  return interfaceTexts(routing === 'vxlan' ? vtepAddresses(family, subnets) : addresses);
+}
+
+const hostAndPort = (host: string, port: number): string => `${host.includes(':') ? `[${host}]` : host}:${port}`;

@@ -43,9 +43,10 @@ async function main(): Promise<void> {
       return;
     }
     const { createLog } = await import('./observe/log.js');
-    const log = createLog(asked.config.logLevel);
+    const log = createLog(asked.config.logLevel, { format: asked.config.logFormat });
     const failed = (error: unknown): never => {
       const { message, stack } = error instanceof Error ? error : new Error(String(error));
+      log.flush(); // this is the last line
       log.error('failed', { reason: message, stack });
       process.exit(1);
     };
@@ -64,6 +65,7 @@ async function main(): Promise<void> {
       await daemon.stop();
       break;
     }
+    log.flush();
     log.info('stopped');
     process.exit(0);
   } catch (error) {
