@@ -1,53 +1,42 @@
 #!/usr/bin/env node
-/** weft: what an operator does beside running weftd. Exit codes: 0 done, 1 failed, 2 wrong usage. */
+/** weft: looks into a running weftd, and sets up what is around it. Exit codes: 0 done, 1 failed, 2 wrong usage. */
 import { writeSync } from 'node:fs';
-import { parseInit } from './command-line.js';
-import { UsageError, wishOf } from './config.js';
-import { dockerOpts } from './docker-opts.js';
+import { runCommand } from './commands/command.js';
+import { ownVersion } from './commands/daemon/client.js';
+import { commandNamed } from './commands/list.js';
+import { clean } from './commands/text/table.js';
 import { SetupError } from './io/setup-error.js';
+import { UsageError } from './option.js';
 
-const HELP = `Usage: weft <command> [options]
+async function main([name, ...argv]: readonly string[]): Promise<void> {
+  const { env } = process;
+  if (name === undefined || name === '--help' || name === '-h')
+    return say((await import('./commands/overview.js')).overview());
+  if (name === '--version' || name === '-V') return say(`${ownVersion()}\n`);
+  if (name === '__complete') return say(await (await import('./commands/complete.js')).completeLines(argv, env));
+  if (name === 'help') return main(argv.length > 0 ? [argv[0], '--help'] : []);
+  if (name.startsWith('-')) throw new UsageError(`${name}: options come after the command: weft <command> ${name}`);
+  const listed = commandNamed(name);
+  if (!listed) throw new UsageError(`unknown command ${name}: weft --help lists what there is`);
+  if ('standalone' in listed) return say(await listed.standalone(argv, env));
+  await runCommand(await listed.load(), argv, env);
+}
 
-Commands:
-  init          make the embedded registry of this machine (weft init --help)
-  docker-opts   write options for Docker's daemon from what weftd found out (weft docker-opts --help)
-
-The daemon is weftd (weftd --help).
-`;
-
-async function init(argv: readonly string[]): Promise<string> {
-  const asked = parseInit(argv, process.env);
-  if (asked.kind === 'help') return asked.text;
-  if (asked.kind === 'version') throw new UsageError('weft init has no --version: weftd --version says it');
-  const { config } = asked;
-  // Loaded when it is needed: nothing else here has to carry LMDB.
-  const { EmbeddedStore, PATIENCE } = await import('./control/embedded-store.js');
-  const { systemClock } = await import('./host/clock.js');
-  const store = await EmbeddedStore.open(config.registryPath, systemClock(), true, PATIENCE.first);
+/** Short texts; where nobody reads them any more, that is no failure. */
+function say(text: string): void {
   try {
-    const { config: found, created } = await store.configure(wishOf(config), true);
-    const pools = found.pools.map(
-      ({ network, subnetLength, min, max }) =>
-        `${network.text}, subnets ${min.text}/${subnetLength} to ${max.text}/${subnetLength}`,
-    );
-    const backend = `${found.backend.type} port ${found.backend.port}`;
-    return `registry ${config.registryPath}: ${created ? 'created' : 'already so'}: ${[...pools, backend].join('; ')}\n`;
-  } finally {
-    await store.close();
+    writeSync(1, text);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error;
   }
 }
 
-async function main([command, ...argv]: readonly string[]): Promise<string> {
-  if (command === 'init') return init(argv);
-  if (command === 'docker-opts') return dockerOpts(argv, process.env);
-  if (command === undefined || command === '--help' || command === '-h') return HELP;
-  throw new UsageError(`unknown command ${command}: weft --help lists what there is`);
-}
-
 try {
-  writeSync(1, await main(process.argv.slice(2)));
+  await main(process.argv.slice(2));
 } catch (error) {
-  if (!(error instanceof UsageError || error instanceof SetupError)) throw error;
-  writeSync(2, `weft: ${error.message.replace(/\s+/g, ' ')}\n`);
-  process.exitCode = error instanceof UsageError ? 2 : 1;
+  if (error instanceof Error && error.name === 'AbortError') process.exitCode = 1;
+  else if (error instanceof UsageError || error instanceof SetupError) {
+    writeSync(2, `weft: ${clean(error.message.replace(/\s+/g, ' ').trim())}\n`); // some of it comes from a daemon
+    process.exitCode = error instanceof UsageError ? 2 : 1;
+  } else throw error;
 }
