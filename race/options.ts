@@ -1,7 +1,7 @@
 /** The race's command line. */
 import { parseArgs } from 'node:util';
 import { CONTAINER_SUBJECTS } from './containers.js';
-import { SUBJECTS, type SubjectName } from './subjects.js';
+import { SUBJECTS, type SubjectName, WATCHED, type WatchedName } from './subjects.js';
 
 export const MEASURES = ['bulk', 'pps64', 'imix', 'ping', 'rr', 'cpu'] as const;
 export type Measure = (typeof MEASURES)[number];
@@ -11,7 +11,7 @@ export const USAGE = `usage: race [--subjects LIST] [--measures LIST] [--rounds 
   --subjects    of ${SUBJECTS.slice(1).join(', ')}
                 (default: all that are installed); direct always runs too. Weft in layer 2: weft-vxlan has it at both ends,
                 weft-to-kernel on host a and the kernel's vxlan on the others, kernel-to-weft the other way round;
-                bulk goes from host a to host b
+                bulk goes from host a to host b. Only when named: ${WATCHED.join(', ')}: weft-udp while weft capture runs
   --measures    of ${MEASURES.join(', ')}, or all (default)
   --rounds      interleaved rounds (default 7)
   --seconds     length of one bulk run; rr and ping take two thirds of it (default 3)
@@ -27,6 +27,8 @@ export class UsageError extends Error {}
 
 export interface Options {
   readonly subjects: SubjectName[];
+  /** weft-udp once more, while somebody looks inside. */
+  readonly watched: WatchedName[];
   readonly measures: Set<Measure>;
   readonly rounds: number;
   readonly seconds: number;
@@ -73,7 +75,11 @@ export function readOptions(): Options {
     process.exit(0);
   }
   const text = (name: (typeof STRINGS)[number], otherwise: string): string => (values[name] as string) ?? otherwise;
-  const list = <T extends string>(name: 'subjects' | 'measures', known: readonly T[], otherwise: readonly T[]): T[] => {
+  const list = <T extends string, U extends T>(
+    name: 'subjects' | 'measures',
+    known: readonly T[],
+    otherwise: readonly U[],
+  ): T[] => {
     const words = text(name, 'all').split(',').filter(Boolean);
     if (words.includes('all')) return [...otherwise];
     const wrong = words.find((word) => !known.includes(word as T));
@@ -100,9 +106,14 @@ export function readOptions(): Options {
     throw new UsageError('--publish: the README shows a race between namespaces; use --publish-to between containers');
   }
   const possible = containers === undefined ? SUBJECTS : CONTAINER_SUBJECTS;
+  const known: readonly (SubjectName | WatchedName)[] = containers === undefined ? [...possible, ...WATCHED] : possible;
+  const named = list('subjects', known, possible);
+  const watched = WATCHED.filter((name) => named.includes(name));
+  const subjects = named.filter((name): name is SubjectName => !WATCHED.includes(name as WatchedName));
   return {
     // direct comes first: what cannot be reached without an overlay cannot be reached with one.
-    subjects: [...new Set<SubjectName>(['direct', ...list('subjects', possible, possible)])],
+    subjects: [...new Set<SubjectName>(['direct', ...subjects, ...(watched.length > 0 ? ['weft-udp' as const] : [])])],
+    watched,
     measures: new Set(list('measures', MEASURES, MEASURES)),
     rounds: Math.round(number('rounds', 7)),
     seconds: number('seconds', 3),

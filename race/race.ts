@@ -19,7 +19,7 @@ import { aboutLeft, clock, Estimate, say } from './progress.js';
 import type { Race } from './publish/publish.js';
 import { weftVersion } from './publish/tree.js';
 import { Results } from './report.js';
-import { installed, makeSubject, type Subject, use, versions } from './subjects.js';
+import { installed, makeSubject, type Subject, use, versions, watched } from './subjects.js';
 import { makeTasks, type Task } from './tasks.js';
 
 /** imix goes to four peers: hosts b, c, d and e, all behind the one veth, with one client namespace between them. */
@@ -45,7 +45,7 @@ function describeSetup({ options, leftOut }: Field, hosts: readonly Host[]): obj
     date: new Date().toISOString(),
     where: options.containers === undefined ? 'namespaces' : 'containers',
     options: {
-      subjects: options.subjects,
+      subjects: [...options.subjects, ...options.watched],
       measures: [...options.measures],
       rounds: options.rounds,
       seconds: options.seconds,
@@ -132,10 +132,13 @@ async function carryOut(
   for (let tries = 0; tries < 2; tries++) {
     try {
       await use(subject, hosts);
+      await subject.begin?.();
       return await task.run(subject, tell);
     } catch (error) {
       if (await hosts[0].ns.lab.interrupted()) return undefined;
       tell(`failed: ${oneLine(error)}`);
+    } finally {
+      if (!hosts[0].ns.lab.closing) await subject.end?.();
     }
   }
   return undefined;
@@ -151,6 +154,8 @@ async function race(field: Field, lab: Lab): Promise<string | undefined> {
   const subjects = options.subjects.map((name) =>
     name === running?.name ? running : makeSubject(name, lab, hosts, options.weftArgs),
   );
+  const weft = subjects.find(({ name }) => name === 'weft-udp');
+  if (weft) subjects.push(...options.watched.map((name) => watched(name, weft, hosts)));
   for (const subject of subjects) {
     await subject.start();
     await use(subject, hosts);

@@ -20,6 +20,7 @@ import { wireguardKind } from './subjects/wireguard-go.js';
 export { DAEMON } from './subjects/daemon.js';
 export { kernelVxlan } from './subjects/kernel.js';
 export { type Subject, use } from './subjects/subject.js';
+export { WATCHED, type WatchedName, watched } from './subjects/watched.js';
 export { EmbeddedWeftd, embeddedWeft, type WeftOptions, weftUdp } from './subjects/weft.js';
 
 /** In the order in which they take part. */

@@ -11,6 +11,9 @@ export interface Subject {
   route(from: Host, to: Host): string | undefined;
   /** The device through which packets leave host `from` for `to`. */
   device(from: Host, to: Host): string;
+  /** Before each step of its own, once packets go through it; and after it, however it ended. */
+  begin?(): Promise<void>;
+  end?(): Promise<void>;
 }
 
 /** A program that has to be installed. */
