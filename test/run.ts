@@ -1,7 +1,7 @@
 /**
  * Runs the compiled test files, each in a process of its own, and ends with the plain line "N passed, N failed". A test point is
- * a top-level one of a file's TAP output. Files that measure, join whole hosts or start many daemons (bench/, hosts/, race/, readme,
- * *-many) run one after the other, since they want both cores; the others, which mostly wait, run two at a time before them.
+ * a top-level one of a file's TAP output. Files that measure, load the machine or start many daemons (bench/, most of hosts/, race/,
+ * readme, *-many) run one after the other, since they want both cores; the others, which mostly wait, run two at a time before them.
  *
  *   npm test                        everything that fits into CI's time
  *   npm run test:full               the long versions too (WEFT_TEST_FULL=1 for the files)
@@ -25,7 +25,9 @@ const files = readdirSync(here, { recursive: true, encoding: 'utf8' })
 
 let passed = 0;
 let failed = 0;
-const alone = (file: string): boolean => /^(bench|hosts|race)\/|^readme\.|-many\./.test(file);
+/** Of those that join hosts: they wait for leases, timeouts and signals. */
+const waits = (file: string): boolean => /^hosts\/(control|embedded|etcd|lifecycle|host-rules)/.test(file);
+const alone = (file: string): boolean => /^(bench|hosts|race)\/|^readme\.|-many\./.test(file) && !waits(file);
 await inLanes(
   files.filter((file) => !alone(file)),
   2,
