@@ -246,11 +246,18 @@ const scenarios: readonly Scenario[] = [
       'a# weftd --network 10.5.0.0/16 --subnet 10.5.1.0/24 --iface eth0 --peers /etc/weft/peers.json',
       'b# weftd --network 10.5.0.0/16 --subnet 10.5.2.0/24 --iface eth0 --peers /etc/weft/peers.json',
       'curl -s http://127.0.0.1:9469/metrics',
+      'a# weft status',
+      'a# weft explain 10.5.2.7',
+      'a# weft ping b',
+      'a# weft capture --verdict drop --seconds 10',
+      'a# weft capture -w trouble.pcapng --seconds 10',
+      'a# weft decode trouble.pcapng',
     ],
     needs: ['curl'],
     async run(t, lab, commands) {
       const reader = new Reader(lab);
       const hosts = twoHosts(lab);
+      const [a] = hosts;
       const peers = join(lab.dir, 'peers.json');
       writeFileSync(peers, blockAfter('# /etc/weft/peers.json'));
       const wefts = await Promise.all(
@@ -262,6 +269,24 @@ const scenarios: readonly Scenario[] = [
       const { stdout } = await reader.run(hosts[0], reader.folders(hosts[0]), commands[2]);
       t.match(stdout, /^weft_packets_total\{direction="outbound",.*\} [1-9]/m, commands[2]);
       t.match(stdout, /^weft_build_info\{/m, 'and what it is');
+
+      const [status, explain, ping, drops, write, decode] = commands.slice(3).map(text);
+      const weft = async (line: string): Promise<string> => {
+        const { code, stdout, stderr } = await reader.run(a, reader.folders(a), `cd ${lab.dir}; ${line}`);
+        t.equal(code, 0, `${line}: ${stderr}`);
+        return stdout;
+      };
+      t.match(await weft(status), /all is well\n +mode +layer 3, udp\n +device +flannel0, up/);
+      t.match(
+        await weft(explain),
+        /10\.5\.2\.7 is in 10\.5\.2\.0\/24, peer b's.*sent to peer b, 1 datagram of 84 bytes/s,
+      );
+      t.match(await weft(ping), /all well: b answers through the tunnel/);
+      // To a host that there is not, until one of them is in the capture.
+      const pings = 'for i in 1 2 3; do sleep 0.5; ping -c 1 -W 1 10.5.9.9 >/dev/null; done &';
+      t.match(await weft(`${pings} ${drops.replace('10', '3')}`), /10\.5\.9\.9 ICMP echo request.*dropped, no_route/);
+      await weft(`${pings} ${write.replace('10', '3')}`);
+      t.match(await weft(decode), /10\.5\.9\.9 ICMP echo request.*dropped, no_route/);
       await stopAll(wefts);
     },
   },
