@@ -2,11 +2,11 @@
 /** weft: looks into a running weftd, and sets up what is around it. Exit codes: 0 done, 1 failed, 2 wrong usage. */
 import { writeSync } from 'node:fs';
 import { runCommand } from './commands/command.js';
-import { ownVersion } from './commands/daemon/client.js';
 import { commandNamed } from './commands/list.js';
 import { clean } from './commands/text/table.js';
 import { SetupError } from './io/setup-error.js';
 import { UsageError } from './option.js';
+import { ownVersion } from './version.js';
 
 async function main([name, ...argv]: readonly string[]): Promise<void> {
   const { env } = process;

@@ -6,6 +6,7 @@
  * time the device stays, with its routes: a supervisor's restart goes on where this process ended.
  */
 import { readFileSync, writeSync } from 'node:fs';
+import { ownVersion } from './version.js';
 
 /** SIGTERM must be over within a second; whatever still hangs then is left to the kernel. */
 const STOP_WITHIN = 900;
@@ -26,11 +27,6 @@ function fail(code: 1 | 2, message: string): never {
   process.exit(code);
 }
 
-function version(): string {
-  const json: unknown = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'));
-  return typeof json === 'object' && json !== null && 'version' in json ? String(json.version) : 'unknown';
-}
-
 async function main(): Promise<void> {
   const { parseConfig } = await import('./command-line.js');
   const { UsageError } = await import('./config.js');
@@ -39,7 +35,7 @@ async function main(): Promise<void> {
     const asked = parseConfig(process.argv.slice(2), process.env, (path) => readFileSync(path, 'utf8'));
     if (asked.kind !== 'run') {
       if (asked.kind === 'help') writeSync(1, asked.text);
-      else writeSync(2, `${version()}\n`); // where flanneld says it
+      else writeSync(2, `${ownVersion()}\n`); // where flanneld says it
       return;
     }
     const { createLog } = await import('./observe/log.js');
@@ -54,7 +50,7 @@ async function main(): Promise<void> {
     const { startDaemon } = await import('./daemon.js');
     const { notify } = await import('./host/notify.js');
     for (let again = false; ; again = true) {
-      const daemon = await startDaemon(asked.config, version(), log, stop.signal, again);
+      const daemon = await startDaemon(asked.config, ownVersion(), log, stop.signal, again);
       const why = await Promise.race([stopped, daemon.ended]);
       if (why === 'moved') {
         await daemon.stop(true);

@@ -2,10 +2,11 @@
  * The daemon as a command sees it: HTTP over its control socket. Each answer says which protocol the daemon speaks, and that is looked
  * at before anything else of it. Every failure is a SetupError of one line.
  */
-import { readFileSync, statSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { type IncomingMessage, request } from 'node:http';
 import { type Answers, PATHS, PROTOCOL, PROTOCOL_HEADER, VERSION_HEADER } from '../../inspect/protocol.js';
 import { SetupError } from '../../io/setup-error.js';
+import { ownVersion } from '../../version.js';
 
 /** Milliseconds without a byte from a daemon that was asked. */
 const PATIENCE = 10_000;
@@ -156,11 +157,6 @@ function checkProtocol(socket: string, headers: IncomingMessage['headers']): voi
     'OTHER_VERSION',
     `weftd at ${socket} is version ${version} (protocol ${theirs}), this weft is ${ownVersion()} (protocol ${PROTOCOL}): use the weft of that weftd`,
   );
-}
-
-export function ownVersion(): string {
-  const json: unknown = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8'));
-  return typeof json === 'object' && json !== null && 'version' in json ? String(json.version) : 'unknown';
 }
 
 /** The line of `{"error":"…"}`. */
