@@ -43,6 +43,7 @@ t.setTimeout(0);
 const COMPOSE = [
   'docker compose up -d --build',
   'docker compose exec client-a ping -c 3 10.5.2.2',
+  'docker compose exec node-a weft status',
   'docker compose --profile observe up -d',
   'docker compose --profile bench run --rm bench',
   'docker compose --profile observe --profile bench down --volumes',

@@ -94,6 +94,7 @@ async function run(): Promise<void> {
     t.comment(`healthy after ${(took / 1000).toFixed(1)} s`);
     await compose.text('docker compose exec client-a ping -c 3 10.5.2.2');
     await reach(t);
+    t.match(await compose.text('docker compose exec node-a weft status'), /^weftd .*: all is well\n/, 'node-a says so');
     t.match(await lease('10.5.1.0-24'), '192.168.77.1', 'node-a has the subnet of its clients');
     t.match(await lease('10.5.2.0-24'), '192.168.77.2', 'node-b too');
     t.match(await exec('node-a', 'ip', '-4', 'addr', 'show', 'eth0'), '192.168.77.1', 'eth0 of a node is the underlay');
