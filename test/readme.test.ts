@@ -285,7 +285,10 @@ const scenarios: readonly Scenario[] = [
       t.match(await weft(ping), /all well: b answers through the tunnel/);
       // To a host that there is not, until one of them is in the capture.
       const pings = 'for i in 1 2 3; do sleep 0.5; ping -c 1 -W 1 10.5.9.9 >/dev/null; done &';
-      t.match(await weft(`${pings} ${drops.replace('10', '3')}`), /10\.5\.9\.9 ICMP echo request.*dropped, no_route/);
+      t.match(
+        await weft(`${pings} ${drops.replace('10', '3')} --text`),
+        /10\.5\.9\.9 ICMP echo request.*dropped, no_route/,
+      );
       await weft(`${pings} ${write.replace('10', '3')}`);
       t.match(await weft(decode), /10\.5\.9\.9 ICMP echo request.*dropped, no_route/);
       await stopAll(wefts);

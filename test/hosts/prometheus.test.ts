@@ -259,10 +259,10 @@ else {
     const [first, ...quiet] = stdout.trim().split('\n');
     t.equal(first, `${page}: ${count} panels`, 'none is empty');
     t.equal(code, 0);
-    // Of etcd, and of a mesh of more than 256 peers.
+    // Of somebody who captures, of a mesh of more than 256 peers, and of etcd.
     t.same(
       quiet.map((line) => /weft_\w+/.exec(line)?.[0]).sort(),
-      ['weft_peers_not_shown', 'weft_registry_requests_total'],
+      ['weft_capture_running', 'weft_peers_not_shown', 'weft_registry_requests_total'],
       'every query brings something, but for what these daemons do not have',
     );
     const html = readFileSync(page, 'utf8');

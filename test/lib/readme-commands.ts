@@ -7,8 +7,8 @@
  * A name alone (`weftd`) is no command, nor is an option alone (`--mode l2`).
  */
 
-/** What a command begins with; `sudo` and variables (`A=1 npm test`) may stand before it. */
-const WORDS = /^(npm|npx|node|weftd|weft|docker|docker-compose|dockerd|ip|curl|systemctl|git) \S/;
+/** What a command begins with; `sudo` and variables (`A=1 npm test`) may stand before it. `weftd 0.1.0` is what one has printed. */
+const WORDS = /^(?!weftd \d)(npm|npx|node|weftd|weft|docker|docker-compose|dockerd|ip|curl|systemctl|git) \S/;
 const BEFORE = /^(sudo |[A-Z_]+=\S+ )+/;
 const PROMPT = /^(?:([a-z])?#|\$) (?=[a-z.])/;
 const REMARK = /\s{2,}# .*$/;
