@@ -148,6 +148,8 @@ const programs: Readonly<Record<string, Program>> = {
     shows: rows(FULL ? 'imix' : 'ping'),
     hosts: true,
   },
+  'sudo npm run race -- --subjects weft-udp,capture-all,capture-drops --measures bulk,pps64,rr,ping,cpu --rounds 3 --seconds 2':
+    { short: race('ping'), full: race(), shows: rows('ping'), hosts: true },
   'sudo npm run race -- --subjects kernel-vxlan,weft-vxlan,weft-to-kernel,kernel-to-weft --measures bulk,rr --rounds 7 --seconds 2':
     {
       short: race('rr'),

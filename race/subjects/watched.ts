@@ -9,6 +9,8 @@ const WEFT = fileURLToPath(new URL('../../src/cli.js', import.meta.url));
 const WATCHES = {
   /** All packets on both sides of the engine, whole. */
   'capture-all': [],
+  /** Only their headers, as one looks at what goes where. */
+  'capture-headers': ['--snaplen', '128'],
   /** As one looks for the cause of a loss: of the packets that go well, nothing is kept. */
   'capture-drops': ['--verdict', 'drop'],
 } as const satisfies Record<string, readonly string[]>;

@@ -1,4 +1,5 @@
 /** The work of `weft capture`, from the daemon's stream to a file or lines; loaded when it is needed. */
+import { constants, setPriority } from 'node:os';
 import {
   type CaptureCounts,
   type CaptureEnd,
@@ -28,6 +29,7 @@ export async function capturePackets(daemon: DaemonClient, wish: CaptureWish, ou
   const run = new Run(wish, out);
   try {
     if (out.signal.aborted) return;
+    giveWay();
     out.signal.addEventListener('abort', stop, { once: true });
     await run.all(await daemon.stream('capture', wish.query, over.signal));
   } catch (error) {
@@ -38,6 +40,15 @@ export async function capturePackets(daemon: DaemonClient, wish: CaptureWish, ou
     await run.end(); // what is there is kept, whatever happened
   }
   if (run.cutOff && !out.signal.aborted) throw gone(daemon);
+}
+
+/** Where processors are short, packets go before pictures of them: what is not read in time is counted as lost. */
+function giveWay(): void {
+  try {
+    setPriority(constants.priority.PRIORITY_BELOW_NORMAL);
+  } catch {
+    // it may be forbidden, and is not needed
+  }
 }
 
 /** How long after a signal what the daemon still has may come: it looks every 20 ms. */
