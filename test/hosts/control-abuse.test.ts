@@ -43,7 +43,7 @@ const MOST_LOST = 20;
  * While hundreds of MiB pass (in full, gigabytes) that would be in memory if anybody kept them: what waits for the garbage collector,
  * and what malloc does not give back. What lives after a collection is 2 MiB more than before.
  */
-const MORE_MEMORY = 160 * MiB;
+const MORE_MEMORY = (FULL ? 160 : 128) * MiB;
 
 const PATHS = ['status', 'peers', 'routes', 'drops', 'offloads', 'leases', 'counters', 'macs', 'neighbours', 'log'];
 const QUESTIONS = ['explain?to=10.5.2.2', 'explain?to=10.99.0.1', 'target?peer=192.168.77.2'];
