@@ -24,7 +24,7 @@ export async function completeLines(words: readonly string[], env: NodeJS.Proces
   return candidates.map(([word, meaning]) => `${meaning === undefined ? word : `${word}\t${meaning}`}\n`).join('');
 }
 
-export async function candidatesFor(words: readonly string[], env: NodeJS.ProcessEnv): Promise<Candidate[]> {
+async function candidatesFor(words: readonly string[], env: NodeJS.ProcessEnv): Promise<Candidate[]> {
   const typed = words.at(-1) ?? '';
   const all = words.length < 2 ? commandsAndHelp() : await forCommand(words, typed, env);
   return all.filter(([word]) => word === FILES || word.startsWith(typed));

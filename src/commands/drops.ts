@@ -73,7 +73,7 @@ const COLUMNS: readonly Column[] = [
   { title: 'MEANING' },
 ];
 
-export function dropsText({ drops, notes, entered }: DropsAnswer, colours: Colours): string {
+function dropsText({ drops, notes, entered }: DropsAnswer, colours: Colours): string {
   const sums = `${plural(entered.outbound, 'packet')} out, ${count(entered.inbound)} in`;
   const dropped = drops.length > 0 ? table(COLUMNS, drops.map(row), colours) : `nothing was dropped (${sums})\n`;
   const noted =

@@ -18,7 +18,7 @@ export const leases = listView({
   show: (answer, colours) => leasesText(answer, colours),
 });
 
-export function leasesText({ own, leases, more }: LeasesAnswer, colours: Colours): string {
+function leasesText({ own, leases, more }: LeasesAnswer, colours: Colours): string {
   const ours = own === null ? 'ours: this registry gives no leases\n' : ownText(own, colours);
   if (leases.length === 0) return `${ours}no leases\n${moreLine(more)}`;
   const l2 = leases.some(({ vnis }) => vnis.length > 0);

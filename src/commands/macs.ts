@@ -31,7 +31,7 @@ const COLUMNS: readonly Column[] = [
   { title: 'LAST SEEN', align: 'right' },
 ];
 
-export function macsText({ macs, mode, more }: MacsAnswer, colours: Colours): string {
+function macsText({ macs, mode, more }: MacsAnswer, colours: Colours): string {
   if (macs.length === 0) {
     return `no MACs${mode === 'l3' ? ': packets of layer 3 go by their address (weft routes)' : ''}\n${moreLine(more)}`;
   }

@@ -20,7 +20,7 @@ export const neighbours = listView({
   show: (answer, colours) => neighboursText(answer, colours),
 });
 
-export function neighboursText({ neighbours, mode, more }: NeighboursAnswer, colours: Colours): string {
+function neighboursText({ neighbours, mode, more }: NeighboursAnswer, colours: Colours): string {
   if (neighbours.length === 0) {
     return `no neighbours${mode === 'l3' ? ': layer 3 has none (weft routes)' : ''}\n${moreLine(more)}`;
   }

@@ -16,7 +16,7 @@ export const offloads = view({
 
 const COLUMNS: readonly Column[] = [{ title: 'OFFLOAD' }, { title: 'STATE' }, { title: 'MEANING' }];
 
-export function offloadsText({ offloads, maxSegments }: OffloadsAnswer, colours: Colours): string {
+function offloadsText({ offloads, maxSegments }: OffloadsAnswer, colours: Colours): string {
   const rows = offloads.map((one) => [one.name, stateOf(one), one.meaning]);
   return `${table(COLUMNS, rows, colours)}\nAt most ${maxSegments} datagrams in one message to the socket.\n`;
 }

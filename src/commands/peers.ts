@@ -19,7 +19,7 @@ export const peers = listView({
   show: (answer, colours) => peersText(answer, colours),
 });
 
-export function peersText({ peers, mode, more }: PeersAnswer, colours: Colours): string {
+function peersText({ peers, mode, more }: PeersAnswer, colours: Colours): string {
   if (peers.length === 0) return `no peers\n${moreLine(more)}`;
   const l2 = mode === 'l2';
   const behind = [

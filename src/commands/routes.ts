@@ -26,7 +26,7 @@ const COLUMNS: readonly Column[] = [
   { title: 'BY' },
 ];
 
-export function routesText({ routes, mode, more }: RoutesAnswer, colours: Colours): string {
+function routesText({ routes, mode, more }: RoutesAnswer, colours: Colours): string {
   if (routes.length === 0) {
     return `no routes${mode === 'l2' ? ': frames of layer 2 go by their MAC (weft macs)' : ''}\n${moreLine(more)}`;
   }

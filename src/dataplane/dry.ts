@@ -158,7 +158,7 @@ export interface DryPushed extends DevicePacket {
 }
 
 /** Datagrams of a run that are kept: a flood may have ten thousand. */
-export const MOST_KEPT = 64;
+const MOST_KEPT = 64;
 
 /** What goes in: from the device of a network, or into the socket of an underlay (0 IPv4, 1 IPv6). */
 export type DryInput =

@@ -14,7 +14,7 @@ export const FRAME_COUNTS = 4;
 export const FRAME_END = 5;
 export const FRAME_HEADER = 8;
 /** Longest payload; a longer one is no capture stream. */
-export const MAX_FRAME_PAYLOAD = 1 << 22;
+const MAX_FRAME_PAYLOAD = 1 << 22;
 
 /** What the captured packets passed. */
 export interface CaptureScene {

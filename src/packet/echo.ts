@@ -11,7 +11,7 @@ const ECHO_REPLY = { 4: 0, 6: 129 } as const;
 /** Bytes of an IP header without options or extension headers. */
 export const IP_HEADER = { 4: 20, 6: 40 } as const;
 /** The least that has room for a token. */
-export const ECHO_LEAST = 16;
+const ECHO_LEAST = 16;
 
 export type Family = 4 | 6;
 

@@ -89,14 +89,14 @@ function split(time: bigint): { readonly date: Date; readonly rest: bigint } {
 }
 
 /** UTC with nanoseconds; a time that no calendar has, in seconds since 1970. */
-export function isoText(time: bigint): string {
+function isoText(time: bigint): string {
   const { date, rest } = split(time);
   if (Number.isNaN(date.getTime())) return `${time / SECOND}`;
   return date.toISOString().replace('Z', `${rest.toString().padStart(6, '0')}Z`);
 }
 
 /** The time of day here, with microseconds. */
-export function clockText(time: bigint): string {
+function clockText(time: bigint): string {
   const { date, rest } = split(time);
   if (Number.isNaN(date.getTime())) return '?'.padEnd(CLOCK.length);
   const two = (value: number): string => value.toString().padStart(2, '0');
